@@ -1,0 +1,1 @@
+"""Reverse image search served by NVIDIA Triton."""

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Usage: build_models.sh [options]
+#
+# Trains the image encoder on Fashion-MNIST, embeds the gallery of 60,000 images, and writes
+# model_repo/ (for Triton) and gallery/ (for the app). What was built before stays as it is
+# until all of the new build is there.
+#
+#   --limit N         train on and index only the first N images
+#   --epochs N        passes over the images
+#   --quality         a larger encoder, trained longer (up to 30 minutes on 2 cores)
+#   --encoder NAME    fashion (default: trained here) or resnet18 (ImageNet weights)
+#   --weights FILE    weights for --encoder resnet18 instead of torchvision's download
+#   --top-k K         neighbours that the server returns for each query (default 100)
+#   --data-dir DIR    where the dataset is, or goes (default data/)
+#   --output-dir DIR  where model_repo/ and gallery/ go (default: OUTPUT_DIR of .env)
+#   --seed N          random seed (default 0)
+#   --no-floor        publish a full build even when its search quality is too low
+#   -h, --help        this text
+#
+# RUNTIME=docker builds in a container, RUNTIME=local in .venv, which is made when missing.
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+source "$LIB_DIR/docker_runtime.sh"
+
+case "${1-}" in
+  -h | --help)
+    print_help
+    exit 0
+    ;;
+esac
+read_settings
+choose_runtime
+if [[ $RUNTIME == docker ]]; then
+  docker_build_models "$@"
+else
+  prepare_python
+  export PYTHONPATH="$REPO_ROOT"
+  exec "$PYTHON" -m reverse_image_search.build_models --output-dir "$OUTPUT_DIR" "$@"
+fi

@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# Starts Triton on cpu or gpu; start_inference_server_cpu.sh and _gpu.sh are its front.
+
+start_inference_server() {
+  local device="$1" detach=0 ensemble=0 stop=0
+  shift
+  while (($#)); do
+    case "$1" in
+      --detach) detach=1 ;;
+      --ensemble) ensemble=1 ;;
+      --stop) stop=1 ;;
+      -h | --help)
+        print_help
+        exit 0
+        ;;
+      *) die "unknown option $1. See $BIN/$(basename "$0") -h" ;;
+    esac
+    shift
+  done
+  choose_runtime
+  if ((stop)); then
+    stop_inference_server
+    return
+  fi
+  if [[ $device == gpu ]]; then
+    has_nvidia_gpu ||
+      die "no NVIDIA GPU found (nvidia-smi lists none). Use $BIN/start_inference_server_cpu.sh"
+  fi
+  verify_build
+  if [[ $RUNTIME == docker ]]; then
+    local -a ensemble_arguments=()
+    ((ensemble)) && ensemble_arguments=(--ensemble-repo "$OUTPUT_DIR/ensemble_repo")
+    docker_serve "$device" "$detach" "${ensemble_arguments[@]}"
+  else
+    local_serve "$device" "$detach" "$ensemble"
+  fi
+}
+
+stop_inference_server() {
+  if [[ $RUNTIME == docker ]]; then
+    docker_stop_server
+  elif [[ -x $PYTHON ]]; then
+    set_local_server_command
+    "${LOCAL_SERVER[@]}" --stop
+  else
+    echo "No server of this project runs: .venv does not exist."
+  fi
+}
+
+local_serve() {
+  local device="$1" detach="$2" ensemble="$3" port
+  [[ $BIND_ADDRESS == 127.0.0.1 ]] ||
+    echo "The local server listens on 127.0.0.1 only: its release has known critical vulnerabilities. BIND_ADDRESS=$BIND_ADDRESS holds for the app alone." >&2
+  prepare_python
+  set_local_server_command
+  [[ $device == gpu ]] && LOCAL_SERVER+=(--gpu)
+  ((detach)) && LOCAL_SERVER+=(--detach)
+  ((ensemble)) && LOCAL_SERVER+=(--model-repository "$OUTPUT_DIR/ensemble_repo")
+  "${LOCAL_SERVER[@]}" --check
+  for port in TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT; do
+    check_port_free "$port"
+  done
+  exec "${LOCAL_SERVER[@]}"
+}
+
+# Sets LOCAL_SERVER to the command line of the supervisor.
+set_local_server_command() {
+  LOCAL_SERVER=(
+    "$PYTHON" "$REPO_ROOT/reverse_image_search/local_server.py"
+    --model-repository "$OUTPUT_DIR/model_repo" --wheel "$TRITON_WHEEL"
+    --http-port "$TRITON_HTTP_PORT" --grpc-port "$TRITON_GRPC_PORT"
+    --metrics-port "$TRITON_METRICS_PORT"
+  )
+}

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Usage: start_app.sh
+#
+# Opens the app at http://localhost:8501/ (APP_PORT of .env). It asks the server that
+# start_inference_server_*.sh started; TRITON_URL names another one. Runs until Ctrl-C.
+#
+#   -h, --help  this text
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+source "$LIB_DIR/docker_runtime.sh"
+
+case "${1-}" in
+  -h | --help)
+    print_help
+    exit 0
+    ;;
+  "") ;;
+  *) die "unknown option $1. See $BIN/start_app.sh -h" ;;
+esac
+read_settings
+choose_runtime
+check_port_free APP_PORT
+[[ $BIND_ADDRESS == 127.0.0.1 ]] ||
+  echo "The app will listen on $BIND_ADDRESS: whoever reaches that address can use it. It has no login." >&2
+if [[ $RUNTIME == docker ]]; then
+  docker_start_app
+else
+  prepare_python
+  export TRITON_URL="${TRITON_URL:-http://127.0.0.1:$TRITON_HTTP_PORT}"
+  export PYTHONPATH="$REPO_ROOT"
+  cd "$REPO_ROOT" # Streamlit reads .streamlit/config.toml from where it starts
+  exec "$PYTHON" -m streamlit run reverse_image_search/app.py \
+    --server.port "$APP_PORT" --server.address "$BIND_ADDRESS" --server.headless true
+fi

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Usage: start_inference_server_cpu.sh [--detach | --stop] [--ensemble]
+#
+# Serves both models of model_repo/ with Triton on the CPU: HTTP on port 8000, gRPC on 8001,
+# metrics on 8002 (.env has the ports). Runs until Ctrl-C.
+#
+#   --detach    start it in the background and return when both models are READY
+#   --stop      stop a server that was started with --detach
+#   --ensemble  also serve ensemble_repo/: image_search, image in, ids and scores out, one call
+#   -h, --help  this text
+#
+# RUNTIME=docker takes NVIDIA's container, RUNTIME=local the tritonserver from PyPI; by itself it
+# takes docker where a Docker engine answers.
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+source "$LIB_DIR/docker_runtime.sh"
+source "$LIB_DIR/inference_server.sh"
+
+read_settings
+start_inference_server cpu "$@"

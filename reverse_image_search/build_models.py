@@ -1,0 +1,181 @@
+"""Build everything that Triton and the app need: load, train, embed, export, check, publish.
+
+Run it through ``reverse_image_search/bin/build_models.sh``, which installs the packages first.
+"""
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from reverse_image_search import contract
+from reverse_image_search.dataset import Dataset, DatasetError, load_fashion_mnist
+from reverse_image_search.embedding import embed_images, to_pixels
+from reverse_image_search.export import (
+    ExportError,
+    check_export,
+    export_torchscript,
+    load_torchscript,
+    model_config,
+)
+from reverse_image_search.gallery import Gallery, write_gallery
+from reverse_image_search.publishing import PublishingError, staging
+from reverse_image_search.training import DEFAULT_EPOCHS, QUALITY_EPOCHS, train_encoder
+from reverse_image_search.vector_similarity import VectorSimilarity
+
+_REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+_CHECKED_IMAGES = 64  # examples that an exported file and its module must agree on
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Build and publish; returns the exit code."""
+    options = _parse(arguments)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with staging(options.output_dir) as folder:
+            build(options, folder)
+        print(f"Published to {options.output_dir}. Next: {_START_COMMAND}")
+    except (DatasetError, ExportError, PublishingError) as error:
+        print(f"build_models: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"build_models: {error.filename or options.output_dir}: {error.strerror}. "
+              "Nothing was published; what was built before is unchanged.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nbuild_models: stopped. Nothing was published; what was built before is unchanged.",
+              file=sys.stderr)
+        return 130
+    return 0
+
+
+_START_COMMAND = "reverse_image_search/bin/start_inference_server_cpu.sh"
+
+
+def build(options: argparse.Namespace, folder: Path) -> None:
+    """Write `model_repo` and `gallery` into the empty `folder`, checked and scored."""
+    with _step("load"):
+        dataset = load_fashion_mnist(options.data_dir, options.limit)
+
+    with _step("train"):
+        encoder = train_encoder(
+            dataset.train_images,
+            dataset.train_labels,
+            epochs=options.epochs,
+            seed=options.seed,
+            quality=options.quality,
+        )
+
+    with _step("export"):
+        encoder_file = _model_file(folder, contract.IMAGE_ENCODER)
+        export_torchscript(encoder, encoder_file)
+        served_encoder = load_torchscript(encoder_file)
+
+    with _step("embed"):
+        # With the file that will be served, so that an image finds itself at score 1.
+        embeddings = embed_images(served_encoder, dataset.train_images, progress=True)
+        similarity = VectorSimilarity(embeddings, options.top_k)
+        similarity_file = _model_file(folder, contract.VECTOR_SIMILARITY)
+        export_torchscript(similarity, similarity_file)
+
+    with _step("check"):
+        examples = to_pixels(dataset.test_images[:_CHECKED_IMAGES])
+        check_export(served_encoder, encoder, examples)
+        check_export(load_torchscript(similarity_file), similarity, served_encoder(examples))
+
+    build_id = _build_id(encoder_file, similarity_file, dataset)
+    _write_configs(folder, build_id, embeddings.shape[1], similarity.top_k)
+    write_gallery(folder / "gallery", _gallery_of(dataset, build_id))
+    _print_summary(folder, build_id, embeddings)
+
+
+def _model_file(folder: Path, model: contract.ModelSpec) -> Path:
+    return folder / "model_repo" / model.name / "1" / "model.pt"
+
+
+def _build_id(encoder_file: Path, similarity_file: Path, dataset: Dataset) -> str:
+    """Equal for equal models and galleries, so that those of two builds never pass for one."""
+    digest = hashlib.sha256()
+    digest.update(encoder_file.read_bytes())
+    digest.update(similarity_file.read_bytes())
+    for array in (dataset.train_images, dataset.train_labels, dataset.test_images):
+        digest.update(array.numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _write_configs(folder: Path, build_id: str, embedding_dim: int, top_k: int) -> None:
+    warmup_dims = {contract.IMAGE_ENCODER: (3, 28, 28), contract.VECTOR_SIMILARITY: (embedding_dim,)}
+    for model, dims in warmup_dims.items():
+        text = model_config(model, build_id, embedding_dim, top_k, dims)
+        (folder / "model_repo" / model.name / "config.pbtxt").write_text(text)
+
+
+def _gallery_of(dataset: Dataset, build_id: str) -> Gallery:
+    return Gallery(
+        build_id,
+        dataset.name,
+        dataset.class_names,
+        dataset.train_images.numpy(),
+        dataset.train_labels.numpy(),
+        dataset.test_images.numpy(),
+        dataset.test_labels.numpy(),
+    )
+
+
+@contextmanager
+def _step(name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    print(f"{name} ...", flush=True)
+    yield
+    print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def _print_summary(folder: Path, build_id: str, embeddings: Tensor) -> None:
+    count, dims = embeddings.shape
+    print(f"\nbuild {build_id}: {count:,} images, {dims} dimensions")
+    for path in sorted((folder / "model_repo").rglob("*.*")):
+        print(f"  {path.relative_to(folder)}  {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="build_models.sh",
+        description="Train the image encoder, embed the gallery and export both models for Triton.",
+    )
+    parser.add_argument("--limit", type=_positive, metavar="N",
+                        help="train on and index only the first N images")
+    parser.add_argument("--epochs", type=_positive, metavar="N",
+                        help=f"passes over the images (default {DEFAULT_EPOCHS})")
+    parser.add_argument("--top-k", type=_positive, default=100, metavar="K",
+                        help="neighbours that the server returns (default 100)")
+    parser.add_argument("--data-dir", type=Path, default=_REPOSITORY_ROOT / "data", metavar="DIR",
+                        help="where the dataset is or goes (default data/)")
+    parser.add_argument("--output-dir", type=Path, default=_REPOSITORY_ROOT, metavar="DIR",
+                        help="where model_repo/ and gallery/ go (default: OUTPUT_DIR of .env)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+    parser.add_argument("--quality", action="store_true",
+                        help="longer training of a larger encoder, up to 30 minutes on 2 cores")
+    options = parser.parse_args(arguments)
+    if options.epochs is None:
+        options.epochs = QUALITY_EPOCHS if options.quality else DEFAULT_EPOCHS
+    return options
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Fashion-MNIST (Xiao et al. 2017, https://arxiv.org/abs/1708.07747), from wherever it is at hand."""
+
+import gzip
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from torchvision.datasets import FashionMNIST
+
+# SHA-256 of the four extracted files as Zalando published them. torchvision checks the sums of
+# the compressed files only, and of those only when it downloads them itself.
+_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+_DEBIAN_PACKAGE = "dataset-fashion-mnist"
+_DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+_DOWNLOAD_TIMEOUT = 30  # seconds without a byte
+
+
+class DatasetError(Exception):
+    """The dataset is damaged or cannot be had; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels: `train` fills the gallery, `test` gives the queries.
+
+    Attributes
+    ----------
+    train_images, test_images : (N, 28, 28) uint8, light on dark
+    train_labels, test_labels : (N,) int64, indices into `class_names`
+    """
+
+    name: str
+    class_names: list[str]
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+def load_fashion_mnist(data_dir: Path, limit: int | None = None) -> Dataset:
+    """Load Fashion-MNIST: 60,000 training and 10,000 test images in 10 classes.
+
+    Looks, in this order, for the extracted files under ``data_dir/FashionMNIST/raw``, for
+    Debian's package of the dataset, for torchvision's download, and for that package through
+    ``apt-get download``, which needs no root.
+
+    Parameters
+    ----------
+    data_dir : root folder, as torchvision lays it out
+    limit : keep only the first `limit` training images
+
+    Raises
+    ------
+    DatasetError : no way led to the dataset, or a file of it is not Fashion-MNIST's
+    """
+    raw = data_dir / "FashionMNIST" / "raw"
+    if not all((raw / name).exists() for name in _SHA256):
+        _fetch(data_dir, raw)
+    for name, sha256 in _SHA256.items():
+        _check(raw / name, sha256)
+    train = FashionMNIST(data_dir, train=True)
+    test = FashionMNIST(data_dir, train=False)
+    return Dataset(
+        "Fashion-MNIST",
+        list(train.classes),
+        train.data[:limit],
+        train.targets[:limit],
+        test.data,
+        test.targets,
+    )
+
+
+def _fetch(data_dir: Path, raw: Path) -> None:
+    attempts: list[tuple[str, Callable[[], None]]] = [
+        (f"Debian's package {_DEBIAN_PACKAGE}", lambda: _extract(_DEBIAN_FOLDER, raw)),
+        ("torchvision's download", lambda: _download(data_dir)),
+        (f"apt-get download {_DEBIAN_PACKAGE}", lambda: _fetch_debian_package(raw)),
+    ]
+    failures = []
+    for name, attempt in attempts:
+        try:
+            attempt()
+        except (OSError, RuntimeError, EOFError, subprocess.CalledProcessError) as error:
+            failures.append(f"  {name}: {error}")
+        else:
+            print(f"Fashion-MNIST: from {name}", flush=True)
+            return
+    reasons = "\n".join(failures)
+    raise DatasetError(
+        f"Fashion-MNIST is not in {raw} and could not be fetched:\n{reasons}\n"
+        f"Connect this machine to the network, or install {_DEBIAN_PACKAGE} (apt-get install "
+        f"{_DEBIAN_PACKAGE}), or put the four extracted files into {raw}."
+    )
+
+
+def _check(path: Path, sha256: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise DatasetError(
+            f"{path} is not the file of Fashion-MNIST (truncated, damaged or foreign: "
+            f"{path.stat().st_size} bytes). Delete it and build again; it is then fetched anew."
+        )
+
+
+def _extract(folder: Path, raw: Path) -> None:
+    """Unpack the four .gz files of `folder` into `raw`, each at once or not at all."""
+    raw.mkdir(parents=True, exist_ok=True)
+    for name in _SHA256:
+        part = raw / f"{name}.part"
+        with gzip.open(folder / f"{name}.gz") as source, part.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        part.replace(raw / name)
+
+
+def _download(data_dir: Path) -> None:
+    with _socket_timeout(_DOWNLOAD_TIMEOUT):
+        FashionMNIST(data_dir, download=True)
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _fetch_debian_package(raw: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _run("apt-get", "download", _DEBIAN_PACKAGE, cwd=folder)
+        except subprocess.CalledProcessError:
+            if os.geteuid() != 0:
+                raise
+            _run("apt-get", "update", cwd=folder)
+            _run("apt-get", "download", _DEBIAN_PACKAGE, cwd=folder)
+        (package,) = Path(folder).glob("*.deb")
+        _run("dpkg-deb", "-x", str(package), folder, cwd=folder)
+        _extract(Path(folder) / _DEBIAN_FOLDER.relative_to("/"), raw)
+
+
+def _run(*command: str, cwd: str) -> None:
+    subprocess.run(command, cwd=cwd, check=True, capture_output=True, timeout=300)

@@ -1,7 +1,7 @@
 """An image file from a stranger, made into pixels that can be searched for.
 
     photo = read_image(uploaded_bytes)             # or ImageFileError, one clear sentence
-    pixels = to_query(photo.pixels, invert=photo.is_light)
+    pixels = to_query(photo.pixels, crop=True, invert=photo.is_light)
 
 Whatever the bytes are, `read_image` ends within about a second and a few hundred megabytes: five
 formats only, a limit on bytes and pixels that is checked before anything is decoded, one file
@@ -26,6 +26,9 @@ KEPT_SIDE = 512
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "gif", "bmp")
 _FORMAT_NAMES = "PNG, JPEG, WebP, GIF or BMP"
+
+_PLAIN = 32  # of 255: how far a background may stray from the colour of the border
+_SPECKS = 0.01  # share of a row or column that may stand out without being part of the object
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -105,8 +108,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     transparent pixels.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bit grey
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode.startswith("I"):
+        image = _to_8_bit(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         pixels = np.asarray(image.resize((1, 1), Image.Resampling.BOX))[0, 0]
@@ -116,25 +119,34 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_query(pixels: np.ndarray, invert: bool) -> np.ndarray:
-    """Pixels to search with: padded to a square in the colour of the border, perhaps inverted.
+def to_query(pixels: np.ndarray, crop: bool, invert: bool) -> np.ndarray:
+    """Make a photo look like the gallery's pictures, as their makers did with theirs.
+
+    Fashion-MNIST's images were photos on white: trimmed to the object, padded to a square and
+    inverted (Xiao et al. 2017, "Fashion-MNIST", section 2).
 
     Parameters
     ----------
     pixels : (height, width, 3) uint8 RGB
-    invert : show a dark object on light ground as a light one on dark, as Fashion-MNIST does
+    crop : cut off what is as plain as the border
+    invert : show a dark object on light ground as a light one on black
 
     Returns
     -------
     (side, side, 3) uint8 RGB, where side is the longer one of height and width
     """
+    ground = np.median(_border(pixels), axis=0)  # (3,)
+    if crop:
+        pixels = _object_in(pixels, ground)
     height, width = pixels.shape[:2]
     side = max(height, width)
-    square = np.empty((side, side, 3), np.uint8)
-    square[:] = np.median(_border(pixels), axis=0)
+    square = np.full((side, side, 3), ground, np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = pixels
-    return 255 - square if invert else square
+    if not invert:
+        return square
+    # The ground becomes black, the darkest white.
+    return (255 * np.clip(1 - square / np.maximum(ground, 1), 0, 1)).astype(np.uint8)
 
 
 def as_encoder_sees(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -176,12 +188,14 @@ def _decode(image: Image.Image) -> Photo:
         notes.append("The image was turned upright, as its EXIF orientation says.")
     if image.has_transparency_data:
         notes.append("Transparent parts were filled with black or white.")
-    # Only these modes shrink by averaging. JPEG stays as it is, so that its decoder can skip
+    # Modes that would not shrink by averaging. JPEG stays as it is, so that its decoder can skip
     # what would be thrown away.
-    if image.has_transparency_data or image.mode in ("P", "PA"):
+    if image.mode in ("P", "PA") or "transparency" in image.info:
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     elif image.mode == "1":
         image = image.convert("L")
+    elif image.mode.startswith("I"):
+        image = _to_8_bit(image)
     image.thumbnail((KEPT_SIDE, KEPT_SIDE), Image.Resampling.BOX)
     return Photo(np.asarray(to_rgb(image)), size, tuple(notes))
 
@@ -191,6 +205,22 @@ def _too_large(pixels: int) -> ImageFileError:
         f"The image has {pixels / 1e6:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are read. "
         "Make it smaller and try again."
     )
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """16 bit grey (modes I;16 and I) scaled to 8 bit."""
+    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+
+
+def _object_in(pixels: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    """The smallest rectangle of (height, width, 3) that holds all that stands out of `ground`."""
+    stands_out = np.abs(pixels - ground).max(axis=2) > _PLAIN
+    # A few specks of dust are not an object.
+    rows = np.flatnonzero(stands_out.mean(axis=1) > _SPECKS)
+    columns = np.flatnonzero(stands_out.mean(axis=0) > _SPECKS)
+    if not (len(rows) and len(columns)):
+        return pixels
+    return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _border(pixels: np.ndarray) -> np.ndarray:

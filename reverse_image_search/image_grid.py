@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,14 @@ _component = st.components.v2.component(
 
 
 @dataclass(frozen=True)
+class Line:
+    """One line of text below a picture; `look` is "", "strong", "odd" or "faint"."""
+
+    text: str
+    look: str = ""
+
+
+@dataclass(frozen=True)
 class Tile:
     """One picture of a grid.
 
@@ -35,7 +43,7 @@ class Tile:
     value : what a click on it sends
     name : what it shows, for screen readers and as a tooltip
     source : data URI of the picture
-    lines : (text, look) below the picture; looks: "", "strong", "odd", "faint"
+    lines : what stands below the picture
     badge : short text across the picture
     picked : whether it is the one that was clicked last
     """
@@ -43,7 +51,7 @@ class Tile:
     value: str
     name: str
     source: str
-    lines: list[dict[str, str]] = field(default_factory=list)
+    lines: tuple[Line, ...] = ()
     badge: str = ""
     picked: bool = False
 

@@ -49,10 +49,15 @@ def search_gallery(client: Client, gallery: Gallery, image: Image.Image | np.nda
     # Again, for the server may have been restarted with other models between the two calls.
     require_same_build(client, gallery)
     ids, scores = neighbors.ids[0], neighbors.scores[0]
-    if len(ids) and not (0 <= ids.min() and ids.max() < len(gallery)):
+    if len(ids) and (ids.min() < 0 or ids.max() >= len(gallery)):
         raise WrongAnswerError(
             f"vector_similarity answers ids from {ids.min()} to {ids.max()}, but the gallery has "
             f"{len(gallery)} images. Build both again with {_BUILD_COMMAND}"
+        )
+    if not (len(ids) and np.isfinite(scores).all()):
+        raise WrongAnswerError(
+            f"vector_similarity answers {len(ids)} neighbours, and scores that are no numbers. "
+            f"Build it again with {_BUILD_COMMAND}"
         )
     return Answer(ids, scores, 1e3 * (embedded - start), 1e3 * (found - embedded))
 

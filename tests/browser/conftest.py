@@ -1,0 +1,153 @@
+"""A real Chromium, and the app as its start script runs it, before a real Triton."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reverse_image_search.client import Client
+from reverse_image_search.gallery import Gallery
+from tests.running import (
+    BIN,
+    REPO_ROOT,
+    Triton,
+    free_ports,
+    script_environment,
+    skip_or_fail,
+    wait_until,
+)
+
+# As root in a container; and nothing of the browser's own may reach for the network.
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-fake-device-for-media-stream",  # a camera that shows a moving test pattern
+    "--use-fake-ui-for-media-stream",
+]
+
+
+@dataclass
+class App:
+    """A running app."""
+
+    url: str
+    output_dir: Path
+    triton: Triton
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        """What it printed so far."""
+        return self.log_file.read_text()
+
+
+@contextmanager
+def _running_app(triton: Triton, output_dir: Path, folder: Path) -> Iterator[App]:
+    (port,) = free_ports(1)
+    log_file = folder / f"app_{port}.log"
+    variables = triton.environment | {"OUTPUT_DIR": str(output_dir), "APP_PORT": str(port)}
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [BIN / "start_app.sh"],
+            cwd=REPO_ROOT,
+            env=script_environment(**variables),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    app = App(f"http://127.0.0.1:{port}/", output_dir, triton, log_file)
+    try:
+        wait_until(lambda: process.poll() is not None or _answers(app.url), "the app answers")
+        assert process.poll() is None, app.log
+        yield app
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}_stcore/health", timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator:
+    """Headless Chromium; `new_context()` is a visitor of his own."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        skip_or_fail("playwright is not installed: pip install -r requirements-test.txt")
+    executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not executable:
+        skip_or_fail("there is no chromium: apt-get install chromium, or set CHROMIUM to its path")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="package")
+def app(triton: Triton, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """The app before the small build's server, shared by all tests."""
+    with _running_app(triton, triton.output_dir, tmp_path_factory.mktemp("app")) as app:
+        yield app
+
+
+@pytest.fixture
+def start_app(tmp_path: Path) -> Iterator[Callable[[Triton, Path], App]]:
+    """``start_app(triton, output_dir)``: a further app, for a test that breaks things."""
+    running = []
+
+    def start(triton: Triton, output_dir: Path) -> App:
+        running.append(_running_app(triton, output_dir, tmp_path))
+        return running[-1].__enter__()
+
+    yield start
+    for each in running:
+        each.__exit__(None, None, None)
+
+
+@pytest.fixture
+def open_page(browser, app: App) -> Iterator[Callable]:
+    """``open_page(address="", app=app, **context_options)``: the app in a session of its own.
+
+    Afterwards no page may have met an error of its own or asked anybody but the app for anything.
+    """
+    from tests.browser.app_page import open_app
+
+    pages = []
+
+    def open_it(address: str = "", app: App = app, **context_options):
+        page = open_app(browser, app.url + address, **context_options)
+        pages.append(page)
+        return page
+
+    yield open_it
+    for page in pages:
+        page.page.context.close()
+
+
+@pytest.fixture(scope="package")
+def found_by_server(client: Client, gallery: Gallery) -> Callable:
+    """``found_by_server(pixels, count)``: ids and scores, asked for without the app."""
+
+    def search(pixels: np.ndarray, count: int = 20) -> tuple[list[int], list[float]]:
+        neighbors = client.search([pixels])
+        return neighbors.ids[0, :count].tolist(), neighbors.scores[0, :count].tolist()
+
+    return search

@@ -1,0 +1,151 @@
+"""Servers that die, hang or change, and galleries that go: told on the page, and survived."""
+
+import os
+import shutil
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reverse_image_search import publishing
+from reverse_image_search.gallery import open_gallery
+from tests.browser.app_page import PATIENCE
+
+START_COMMAND = "reverse_image_search/bin/start_inference_server_cpu.sh"
+
+
+@contextmanager
+def _seconds(what):
+    start = time.monotonic()
+    yield
+    print(f"\n{what}: {time.monotonic() - start:.1f} s")
+
+
+@pytest.fixture
+def own_build(small_build, tmp_path):
+    """A copy of the small build, to be broken."""
+    return Path(shutil.copytree(small_build, tmp_path / "build"))
+
+
+def _other_build(small_build: Path, folder: Path) -> Path:
+    """The same models as another build, whose gallery holds every picture upside down."""
+    shutil.copytree(small_build, folder)
+    old_id, new_id = open_gallery(folder / "gallery").build_id, "0123456789ab"
+    for path in (*folder.glob("model_repo/*/config.pbtxt"), folder / "gallery" / "manifest.json"):
+        path.write_text(path.read_text().replace(old_id, new_id))
+    for name in ("images", "query_images"):
+        path = folder / "gallery" / f"{name}.npy"
+        np.save(path, np.load(path)[:, ::-1])
+    (folder / publishing._SUMS).unlink()
+    publishing._write_sums(folder)
+    return folder
+
+
+def test_server_and_gallery_change_under_an_open_page(
+    start_triton, start_app, open_page, small_build, own_build, tmp_path
+):
+    triton = start_triton(own_build)
+    app = start_app(triton, own_build)
+    page = open_page(app=app)
+    first = open_gallery(own_build / "gallery")
+    page.pick("query", "test-2")
+
+    triton.stop()
+    with _seconds("server gone, told after"):
+        page.wait_for_problem(f"Triton is not reachable at {triton.url}. Start it with")
+    page.page.get_by_test_id("query").nth(5).click()
+    page.wait_for_problem(START_COMMAND)
+
+    triton.start()
+    with _seconds("server back, results after"):
+        page.wait_for_query("Test image 5,")
+    _assert_pictures_of(page, first)
+
+    # Another build is published; the server still serves the one before.
+    other = _other_build(small_build, tmp_path / "other")
+    shutil.move(own_build / "gallery", tmp_path / "old_gallery")
+    shutil.copytree(other / "gallery", own_build / "gallery")
+    with _seconds("gallery replaced, told after"):
+        page.wait_for_problem("models are of another build than the gallery")
+    page.page.get_by_test_id("query").nth(7).click()
+    page.page.wait_for_timeout(1000)
+    page.wait_for_problem("models are of another build than the gallery")
+
+    # The server is started again, with the new models.
+    shutil.rmtree(own_build / "model_repo")
+    shutil.copytree(other / "model_repo", own_build / "model_repo")
+    triton.stop()
+    triton.start()
+    with _seconds("same build again, results after"):
+        page.wait_for_query("Test image 7,")
+    _assert_pictures_of(page, open_gallery(own_build / "gallery"))
+
+    # The gallery goes back: now the server is ahead.
+    shutil.rmtree(own_build / "gallery")
+    page.wait_for_problem("There is no gallery at")
+    shutil.move(tmp_path / "old_gallery", own_build / "gallery")
+    page.wait_for_problem("models are of another build than the gallery")
+    assert "Traceback" not in app.log
+
+
+def test_server_that_hangs(start_triton, start_app, open_page, own_build):
+    triton = start_triton(own_build)
+    page = open_page(app=start_app(triton, own_build))
+    os.kill(triton.server_pid, signal.SIGSTOP)
+    try:
+        with _seconds("server hangs, told after"):
+            page.wait_for_problem(f"Triton at {triton.url} did not answer within")
+    finally:
+        os.kill(triton.server_pid, signal.SIGCONT)
+    with _seconds("server goes on, results after"):
+        page.wait_for_query("Test image 0,")
+
+
+def test_killed_server_comes_back_by_itself(start_triton, start_app, open_page, own_build):
+    """The supervisor starts it again; the page needs no help either."""
+    triton = start_triton(own_build)
+    page = open_page(app=start_app(triton, own_build))
+    before = [tile.id for tile in page.results]
+    os.kill(triton.server_pid, signal.SIGKILL)
+
+    page.wait_for_problem("Triton")
+    with _seconds("server killed, results after"):
+        page.page.get_by_test_id("result").first.wait_for(timeout=4 * PATIENCE)
+    assert [tile.id for tile in page.results] == before
+
+
+def _assert_pictures_of(page, gallery):
+    """The page shows pictures of `gallery`, and the neighbours that its server finds."""
+    for tile in page.results:
+        assert (tile.pixels == gallery.images[tile.id]).all()
+    for tile in page.queries:
+        assert (tile.pixels == gallery.query_images[tile.id]).all()
+    (query,) = (tile for tile in page.queries if tile.picked)
+    assert page.results
+
+
+def test_model_that_is_not_ready(start_app, open_page, own_build, triton):
+    """A server that serves other models: stood in for by one whose models have other names."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    class Loading(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = b'{"error": "Request for unknown model: \'image_encoder\' is not found"}'
+            self.send_response(400)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Loading) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        stand_in = type(triton)(own_build, server.server_port, 1, 1)
+        page = open_page(app=start_app(stand_in, own_build))
+        page.wait_for_problem("does not serve the models")
+        server.shutdown()

@@ -1,0 +1,125 @@
+"""A picture of one's own: uploaded or taken, sound or not."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from reverse_image_search.image_file import read_image, to_query
+from tests.browser.app_page import PATIENCE
+from tests.image_corpus import corpus, encoded
+
+SOUND = [
+    "png_RGB.png", "png_alpha.png", "png_16_bit_grey.png", "jpeg_CMYK.jpg", "exif_6.jpg",
+    "webp_animated.webp", "gif_animated.gif", "bmp_P.bmp", "1x1.png", "png_and_zip.png",
+]  # fmt: skip
+UNSOUND = {
+    "text.png": "no PNG, JPEG, WebP, GIF or BMP image",
+    "tiff.tiff": "no PNG, JPEG, WebP, GIF or BMP image",
+    "20000x20000.png": "has 400 megapixels; at most 25 are read",
+    "truncated_50.jpg": "damaged or cut short",
+    "10000_scans.jpg": "more scans than any camera writes",
+    "compressed_text.png": "damaged or cut short",
+}
+
+
+def _file(name):
+    (found,) = (file for file in corpus() if file.name == name)
+    return found.data
+
+
+def _photo_of(image, size=300):
+    """A gallery image as a photo might show it: large, tinted, dark on light, off center."""
+    large = Image.fromarray(255 - np.asarray(image)).resize((size, size), Image.Resampling.BICUBIC)
+    photo = Image.new("RGB", (800, 600), (242, 240, 236))
+    tinted = np.asarray(large.convert("RGB")) * (242 / 255, 240 / 255, 236 / 255)
+    photo.paste(Image.fromarray(tinted.astype(np.uint8)), (60, 120))
+    return photo
+
+
+def test_photo_is_made_like_the_gallery_and_finds_its_own_picture(
+    open_page, gallery, found_by_server
+):
+    data = encoded(_photo_of(gallery.images[11]), "PNG")
+    page = open_page()
+    page.upload("coat.png", data)
+    page.wait_for_query("coat.png")
+
+    pixels = to_query(read_image(data).pixels, crop=True, invert=True)
+    ids, scores = found_by_server(pixels)
+    assert [tile.id for tile in page.results] == ids
+    assert [tile.score for tile in page.results] == pytest.approx(scores, abs=6e-5)
+    for title in ("Your picture", "As the encoder sees it"):
+        expect(page.card.get_by_text(title)).to_be_visible()
+    labels = [tile.label for tile in page.results]
+    assert labels.count(gallery.label_name(11)) > len(labels) / 2
+
+
+def test_inversion_is_automatic_visible_and_reversible(open_page, gallery, found_by_server):
+    data = encoded(_photo_of(gallery.images[11]), "PNG")
+    page = open_page()
+    page.upload("coat.png", data)
+    page.wait_for_query("coat.png")
+    toggle = page.page.get_by_role("switch", name="Invert")
+    expect(toggle).to_be_checked()
+    before = page.card.inner_html()
+
+    page.page.get_by_text("Invert: light ground to black").click()
+
+    expect(toggle).not_to_be_checked(timeout=PATIENCE)
+    page.page.wait_for_function(
+        "before => document.querySelector('[data-testid=query-card]')?.innerHTML !== before",
+        arg=before,
+    )
+    pixels = to_query(read_image(data).pixels, crop=True, invert=False)
+    assert [tile.id for tile in page.results] == found_by_server(pixels)[0]
+
+
+def test_exact_copy_of_a_gallery_picture_is_marked(open_page, gallery):
+    page = open_page()
+    framed = np.pad(gallery.images[11], 40)  # cropping has something to do
+    page.upload("copy.png", encoded(Image.fromarray(framed), "PNG"))
+    page.wait_for_query("copy.png")
+    page.upload("copy.png", encoded(Image.fromarray(gallery.images[11]), "PNG"))
+    page.page.get_by_text("Crop to the object").click()
+
+    expect(page.page.get_by_text("same picture")).to_be_visible(timeout=PATIENCE)
+    assert [tile.id for tile in page.results if tile.badge] == [11]
+
+
+def test_picture_from_the_camera(open_page):
+    page = open_page(permissions=["camera"])
+    page.choose_source("Camera")
+    page.page.get_by_role("button", name="Take Photo").click(timeout=PATIENCE)
+
+    page.wait_for_query(".jpg")
+    assert len(page.results) == 20
+
+
+def test_files_of_every_kind(open_page):
+    """One after the other in one session, as somebody would who tries to break it."""
+    page = open_page()
+    for name in SOUND:
+        page.upload(name, _file(name))
+        page.wait_for_query(name)
+        assert len(page.results) == 20, name
+    for name, reason in UNSOUND.items():
+        page.upload(name, _file(name))
+        page.wait_for_problem(name)
+        page.wait_for_problem(reason)
+    page.choose_source("Test images")
+    page.pick("query", "test-4")
+    print(f"\n{len(SOUND)} odd files searched for, {len(UNSOUND)} refused with a reason; none lost")
+
+
+def test_file_that_is_too_large_is_refused_before_it_is_sent(open_page):
+    page = open_page()
+    page.upload("large.png", _file("21_megabytes.png"))
+
+    expect(page.page.get_by_text("File must be 20.0MB or smaller")).to_be_visible(timeout=PATIENCE)
+
+
+def test_link_cannot_carry_an_uploaded_picture(open_page):
+    page = open_page("?query=photo")
+
+    page.wait_for_problem("A link cannot carry an uploaded picture. Upload it again.")

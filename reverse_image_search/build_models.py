@@ -20,6 +20,7 @@ from reverse_image_search.embedding import embed_images, to_pixels
 from reverse_image_search.export import (
     ExportError,
     check_export,
+    ensemble_config,
     export_torchscript,
     load_torchscript,
     model_config,
@@ -114,6 +115,9 @@ def _write_configs(folder: Path, build_id: str, embedding_dim: int, top_k: int) 
     for model, dims in warmup_dims.items():
         text = model_config(model, build_id, embedding_dim, top_k, dims)
         (folder / "model_repo" / model.name / "config.pbtxt").write_text(text)
+    ensemble = folder / "ensemble_repo" / contract.IMAGE_SEARCH.name
+    (ensemble / "1").mkdir(parents=True)  # Triton wants a version, though it holds no file
+    (ensemble / "config.pbtxt").write_text(ensemble_config(build_id, embedding_dim, top_k))
 
 
 def _gallery_of(dataset: Dataset, build_id: str) -> Gallery:

@@ -11,7 +11,14 @@ may be shared by any number of threads, which tritonclient's own transport does 
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import io
+import itertools
 import json
+import random
+import socket
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,11 +29,14 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException
 
 from reverse_image_search import contract
+from reverse_image_search.image_file import to_rgb
 
 # A photo's longest side in pixels, above which the client shrinks it before it is sent: the
 # encoders look at 28 to 224 pixels, and a 12-megapixel photo would travel as 144 MB of FP32.
 MAX_SIDE = 512
 
+_ATTEMPTS = 3
+_FIRST_PAUSE = 0.1  # seconds before the second attempt, doubled before the third
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _START_COMMAND = "reverse_image_search/bin/start_inference_server_cpu.sh"
 _BUILD_COMMAND = "reverse_image_search/bin/build_models.sh"
@@ -65,20 +75,20 @@ class Client:
     Parameters
     ----------
     url : address of Triton's HTTP endpoint
-    timeout : seconds that one request may take
+    timeout : seconds that one request may take, its further attempts included
+    one_call : search through the ensemble `image_search`, where the server was started with it
     """
 
-    def __init__(self, url: str = "http://localhost:8000", timeout: float = 10.0) -> None:
+    def __init__(
+        self, url: str = "http://localhost:8000", timeout: float = 10.0, one_call: bool = False
+    ) -> None:
         self.url = url.rstrip("/")
         if "://" not in self.url:
             self.url = f"http://{self.url}"
         self.timeout = timeout
-        # A search changes nothing on the server, so a connection that breaks may be tried again.
-        self._retry = urllib3.Retry(
-            connect=2, read=1, redirect=0, status=0, other=0,
-            allowed_methods=None, backoff_factor=0.1, backoff_jitter=0.1,
-        )
-        self._pool = urllib3.PoolManager(maxsize=64, block=False, retries=self._retry)
+        self.one_call = one_call
+        self._pool = urllib3.PoolManager(maxsize=64, block=False, retries=False)
+        self._pool.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
     def embed(self, images: Sequence | np.ndarray) -> np.ndarray:
         """Embed images with `image_encoder`.
@@ -98,14 +108,8 @@ class Client:
         ValueError, TypeError : the images have another shape or type
         TritonError : the server did not answer them
         """
-        tensors = [to_tensor(image) for image in images]
-        embeddings: list[np.ndarray | None] = [None] * len(tensors)
-        for batch in _batches_of_one_shape(tensors):
-            pixels = np.stack([tensors[i] for i in batch])  # (batch, 3, height, width)
-            (answer,) = self._infer(contract.IMAGE_ENCODER, pixels)
-            for i, embedding in zip(batch, answer, strict=True):
-                embeddings[i] = embedding
-        return np.stack(embeddings)
+        (embeddings,) = self._infer_images(contract.IMAGE_ENCODER, images)
+        return embeddings
 
     def find_similar(self, embeddings: np.ndarray) -> Neighbors:
         """Find the nearest gallery images of `embeddings` with `vector_similarity`.
@@ -132,6 +136,9 @@ class Client:
 
     def search(self, images: Sequence | np.ndarray) -> Neighbors:
         """Embed `images` and find their nearest gallery images (see `embed`)."""
+        if self.one_call:
+            with contextlib.suppress(ServerNotReadyError):
+                return Neighbors(*self._infer_images(contract.IMAGE_SEARCH, images))
         return self.find_similar(self.embed(images))
 
     def is_ready(self) -> bool:
@@ -171,6 +178,15 @@ class Client:
             raise self._error_of(response)
         return response.json()
 
+    def _infer_images(
+        self, model: contract.ModelSpec, images: Sequence | np.ndarray
+    ) -> list[np.ndarray]:
+        tensors = [to_tensor(image) for image in images]
+        batches = _batches_of_one_shape(tensors)
+        answers = [self._infer(model, np.stack([tensors[i] for i in batch])) for batch in batches]
+        order = np.argsort(np.concatenate(batches))  # back into that of the images
+        return [np.concatenate(output)[order] for output in zip(*answers, strict=True)]
+
     def _infer(self, model: contract.ModelSpec, tensor: np.ndarray) -> list[np.ndarray]:
         (spec,) = model.inputs
         infer_input = InferInput(spec.name, tensor.shape, spec.datatype)
@@ -200,21 +216,26 @@ class Client:
         return outputs
 
     def _request(self, method: str, path: str, **kwargs) -> urllib3.BaseHTTPResponse:
-        try:
-            return self._pool.request(
-                method, self.url + path, timeout=urllib3.Timeout(total=self.timeout), **kwargs
-            )
-        except urllib3.exceptions.HTTPError as error:
-            # Once the retries are used up, urllib3 wraps the last failure.
-            cause = getattr(error, "reason", None) or error
-            if isinstance(cause, urllib3.exceptions.ReadTimeoutError):
-                raise ServerTimeoutError(
-                    f"Triton at {self.url} did not answer within {self.timeout:g} s."
-                ) from error
-            raise ServerUnreachableError(
-                f"Triton is not reachable at {self.url}. Start it with {_START_COMMAND}"
-            ) from error
-
+        """Send a request, and again when the connection breaks: a search changes nothing."""
+        deadline = time.monotonic() + self.timeout
+        for attempt in itertools.count(1):
+            left = max(deadline - time.monotonic(), 0.001)
+            try:
+                return self._pool.request(
+                    method, self.url + path, timeout=urllib3.Timeout(total=left), **kwargs
+                )
+            except urllib3.exceptions.HTTPError as error:
+                if _is_timeout(error):
+                    raise ServerTimeoutError(
+                        f"Triton at {self.url} did not answer within {self.timeout:g} s."
+                    ) from error
+                # Clients that lost the same server must not all come back at once.
+                pause = _FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(1, 2)
+                if attempt == _ATTEMPTS or time.monotonic() + pause > deadline:
+                    raise ServerUnreachableError(
+                        f"Triton is not reachable at {self.url}. Start it with {_START_COMMAND}"
+                    ) from error
+                time.sleep(pause)
     def _error_of(self, response: urllib3.BaseHTTPResponse) -> TritonError:
         try:
             reason = json.loads(response.data)["error"]
@@ -226,6 +247,55 @@ class Client:
                 f"Build them with {_BUILD_COMMAND} and start it again with {_START_COMMAND}"
             )
         return RequestRejectedError(f"Triton at {self.url} rejected the request: {reason}")
+
+
+class _TimelyResponse(http.client.HTTPResponse):
+    """An answer that is whole within the socket's timeout, however slowly its bytes drip.
+
+    The timeout of a socket holds for each read alone.
+    """
+
+    def __init__(self, sock: socket.socket, *args, **kwargs) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_TimelyReader(sock, self.fp.detach()))
+
+
+class _TimelyReader(io.RawIOBase):
+    def __init__(self, sock: socket.socket, source: io.RawIOBase) -> None:
+        self._sock, self._source = sock, source
+        self._deadline = time.monotonic() + sock.gettimeout()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left)
+        return self._source.readinto(buffer)
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    class ConnectionCls(urllib3.connection.HTTPConnection):
+        response_class = _TimelyResponse
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    class ConnectionCls(urllib3.connection.HTTPSConnection):
+        response_class = _TimelyResponse
+
+
+def _is_timeout(error: urllib3.exceptions.HTTPError) -> bool:
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # refused: a timeout by name only
+        return False
+    # To urllib3, a server that takes no more bytes is a broken connection.
+    causes = (error, *error.args)
+    return any(isinstance(c, (TimeoutError, urllib3.exceptions.TimeoutError)) for c in causes)
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -241,7 +311,7 @@ def to_tensor(image: Image.Image | np.ndarray) -> np.ndarray:
     (3, height, width) float32, RGB from 0 to 1, no side longer than `MAX_SIDE` for Pillow images
     """
     if isinstance(image, Image.Image):
-        image = image.convert("RGB")
+        image = to_rgb(image)
         if max(image.size) > MAX_SIDE:
             image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
         image = np.asarray(image)

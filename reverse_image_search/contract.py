@@ -52,6 +52,9 @@ VECTOR_SIMILARITY = ModelSpec(
 )
 MODELS = (IMAGE_ENCODER, VECTOR_SIMILARITY)
 
+# Both models as one, in a model repository of its own that a server may be started with as well.
+IMAGE_SEARCH = ModelSpec("image_search", (IMAGES,), (NEIGHBOR_IDS, SCORES))
+
 MAX_BATCH_SIZE = 64
 
 # Key of the `parameters` entry in each config.pbtxt that names the build it belongs to.

@@ -92,6 +92,13 @@ def open_gallery(folder: Path) -> Gallery:
     ------
     GalleryError : a file is missing, cut short or of another build
     """
+    gallery = _open_arrays(folder)
+    if read_build_id(folder) != gallery.build_id:  # a build replaced it between two files
+        gallery = _open_arrays(folder)
+    return gallery
+
+
+def _open_arrays(folder: Path) -> Gallery:
     manifest = _read_manifest(folder)
     arrays = {}
     for name in _ARRAYS:
@@ -112,12 +119,27 @@ def open_gallery(folder: Path) -> Gallery:
                 f"{folder} has {counts[0]} {images} but {counts[1]} {labels}. "
                 f"Build it again with {_BUILD_COMMAND}"
             )
+        if not _are_images(arrays[images]) or not _are_labels(arrays[labels], gallery.class_names):
+            raise GalleryError(
+                f"{folder}/{images}.npy or {labels}.npy holds something else. "
+                f"Build it again with {_BUILD_COMMAND}"
+            )
     if len(gallery) != manifest["count"]:
         raise GalleryError(
             f"{folder}/images.npy has {len(gallery)} images, its manifest says "
             f"{manifest['count']}. Build it again with {_BUILD_COMMAND}"
         )
     return gallery
+
+
+def _are_images(array: np.ndarray) -> bool:
+    return array.dtype == np.uint8 and (array.ndim == 3 or array.shape[3:] == (3,))
+
+
+def _are_labels(array: np.ndarray, class_names: list[str]) -> bool:
+    if array.ndim != 1 or array.dtype.kind != "i":
+        return False
+    return not len(array) or (array.min() >= 0 and array.max() < len(class_names))
 
 
 def _read_manifest(folder: Path) -> dict:

@@ -14,15 +14,17 @@ import contextlib
 import ctypes
 import fcntl
 import filecmp
+import http.client
 import os
 import platform
+import resource
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +36,7 @@ _ADDRESS = "127.0.0.1"
 _READY_TIMEOUT = 120  # seconds a start may take
 _STOP_TIMEOUT = 15  # seconds a stop may take before the server is killed
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before the server is started again
+_CHECK_INTERVAL, _LONGEST_SILENCE = 1.0, 10.0  # seconds between checks, and without an answer
 _DEATHS_BEFORE_READY = 3  # in a row, then the supervisor gives up
 _POLL = 0.1  # seconds
 
@@ -57,7 +60,7 @@ def main() -> int:
         if options.detach:
             return _detach(run_file, options.http_port)
         with _run_lock(run_file):
-            return Supervisor(command, environment, options.http_port).run()
+            return Supervisor(command, environment, options).run()
     except LocalServerError as error:
         print(f"tritonserver: {error}", file=sys.stderr)
         return 1
@@ -66,10 +69,14 @@ def main() -> int:
 class Supervisor:
     """Runs one tritonserver, starts it again when it dies, stops it on SIGTERM and SIGINT."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], http_port: int) -> None:
+    def __init__(
+        self, command: list[str], environment: dict[str, str], options: argparse.Namespace
+    ) -> None:
         self._command = command
         self._environment = environment
-        self._http_port = http_port
+        self._http_port = options.http_port
+        # CUDA reserves far more addresses than there is memory.
+        self._limit_memory = not options.gpu
         self._stopping = False
 
     def run(self) -> int:
@@ -92,6 +99,7 @@ class Supervisor:
                 was_ready, reason = self._watch(server)
             finally:
                 _end(server)
+                _remove_shared_memory(self._http_port)
             if self._stopping:
                 _say("stopped")
                 return 0
@@ -112,29 +120,53 @@ class Supervisor:
         self._stopping = True
 
     def _start(self) -> subprocess.Popen:
+        _say(f"starting {self._command[0]} on port {self._http_port}")
+        _remove_shared_memory(self._http_port)  # of a supervisor that was killed
         # A process group of its own, so that all of it can be ended, and so that Ctrl-C reaches
         # the supervisor alone, which then stops the server in order.
         return subprocess.Popen(
-            self._command, env=self._environment, process_group=0, preexec_fn=_die_with_parent
+            self._command, env=self._environment, process_group=0, preexec_fn=self._in_child
         )
+
+    def _in_child(self) -> None:
+        # Have the kernel send SIGTERM when the supervisor is killed (prctl(2)).
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        if self._limit_memory:
+            # A request of a few bytes can ask Triton for any amount of memory (doc/faults.md).
+            half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+            resource.setrlimit(resource.RLIMIT_AS, (half, half))
 
     def _watch(self, server: subprocess.Popen) -> tuple[bool, str]:
         """Wait until `server` dies or a stop is asked for: (was it ready, what happened)."""
         start = time.monotonic()
+        ready = False
         backend_processes: set[int] = set()
+        checked = answered = start
         while not self._stopping:
+            now = time.monotonic()
             if server.poll() is not None:
-                return bool(backend_processes), f"ended with {_exit_name(server.returncode)}"
-            if backend_processes:
+                return ready, f"ended with {_exit_name(server.returncode)}"
+            if ready:
+                # Triton goes on saying READY, and answers each request with an error.
                 if backend_processes - _children(server.pid):
+                    server.kill()  # it would wait for the lost process before it stops
                     return True, "lost the process of a model"
+                if now - checked > _CHECK_INTERVAL:
+                    checked = now
+                    if is_ready(self._http_port):
+                        answered = now
+                    elif now - answered > _LONGEST_SILENCE:
+                        server.kill()
+                        return True, f"was not READY for {now - answered:.0f} s"
             elif is_ready(self._http_port):
-                backend_processes = _children(server.pid)
+                ready, backend_processes = True, _children(server.pid)
+                checked = answered = time.monotonic()
                 _say(
                     f"READY at http://{_ADDRESS}:{self._http_port} after "
-                    f"{time.monotonic() - start:.1f} s; Ctrl-C stops it"
+                    f"{answered - start:.1f} s; Ctrl-C stops it"
                 )
-            elif time.monotonic() - start > _READY_TIMEOUT:
+            elif now - start > _READY_TIMEOUT:
                 return False, f"was not ready within {_READY_TIMEOUT} s"
             time.sleep(_POLL)
         return True, "was told to stop"
@@ -147,18 +179,15 @@ class Supervisor:
 
 def is_ready(http_port: int) -> bool:
     """Whether a server answers on `http_port` with all of its models loaded."""
+    # Not urllib.request, which would ask the proxy that http_proxy names.
+    connection = http.client.HTTPConnection(_ADDRESS, http_port, timeout=2)
     try:
-        url = f"http://{_ADDRESS}:{http_port}/v2/health/ready"
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return response.status == 200
-    except OSError:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
         return False
-
-
-def _die_with_parent() -> None:
-    """In the child: have the kernel send SIGTERM when the supervisor is killed (prctl(2))."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    finally:
+        connection.close()
 
 
 def _end(server: subprocess.Popen) -> None:
@@ -172,13 +201,33 @@ def _end(server: subprocess.Popen) -> None:
     server.wait()
 
 
+def _shared_memory_prefix(http_port: int) -> str:
+    return f"reverse_image_search_{http_port}_"
+
+
+def _remove_shared_memory(http_port: int) -> None:
+    """Delete what a killed server leaves in /dev/shm: some megabytes for each model."""
+    for region in Path("/dev/shm").glob(_shared_memory_prefix(http_port) + "*"):
+        with contextlib.suppress(OSError):
+            region.unlink()
+
+
 def _children(pid: int) -> set[int]:
-    """Process ids of the children of `pid`: the Python backend runs one for each model."""
+    """Process ids of the living children of `pid`: the Python backend runs one for each model."""
     children: set[int] = set()
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             children.update(int(child) for child in path.read_text().split())
-    return children
+    return {child for child in children if not _is_dead(child)}
+
+
+def _is_dead(pid: int) -> bool:
+    """Whether the process is gone, or a zombie: Triton leaves its dead children unburied."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return True
+    return state in "ZX"
 
 
 def _exit_name(code: int) -> str:
@@ -195,15 +244,19 @@ def _server_command(options: argparse.Namespace) -> tuple[list[str], dict[str, s
     backends = _lay_out_backends(wheel)
     server = wheel / "pytriton" / "tritonserver" / "bin" / "tritonserver"
     repositories = [f"--model-repository={path}" for path in options.model_repository]
+    # Nobody gets the key: through these, attackers have taken servers over (CVE-2025-23319).
+    closed = f"model-repository,shared-memory,trace,logging:x-key={secrets.token_hex(16)}"
     command = [
         str(server),
         *repositories,
         f"--backend-directory={backends}",
+        f"--backend-config=python,shm-region-prefix-name={_shared_memory_prefix(options.http_port)}",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
         f"--http-address={_ADDRESS}", f"--http-port={options.http_port}",
         f"--grpc-address={_ADDRESS}", f"--grpc-port={options.grpc_port}",
         f"--metrics-address={_ADDRESS}", f"--metrics-port={options.metrics_port}",
+        f"--http-restricted-api={closed}", f"--grpc-restricted-protocol={closed}",
         "--exit-timeout-secs=5",
     ]  # fmt: skip
     libraries = [wheel / "nvidia_pytriton.libs", _libpython_folder()]
@@ -389,7 +442,7 @@ def _stop(run_file: Path, http_port: int) -> int:
         return 0
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + 2 * _STOP_TIMEOUT
-    while _running_pid(run_file) is not None:
+    while not _is_dead(pid):
         if time.monotonic() > deadline:
             raise LocalServerError(f"process {pid} does not stop. End it with kill -9 {pid}")
         time.sleep(_POLL)

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Usage: evaluate.sh [options]
+#
+# Measures how good the search of the running server is: precision and mean average precision of
+# images of the same kind, recall of the originals of disturbed copies, both against simple
+# baselines. Prints a table and draws pictures. Takes about ten minutes on 2 cores.
+#
+#   --json FILE     also write the numbers to FILE
+#   --pictures DIR  where the pictures go (default doc/)
+#   --queries N     ask with the first N test images only
+#   --copies N      copies of each kind (default 2000)
+#   -h, --help      this text
+#
+# It asks the server that start_inference_server_*.sh started; TRITON_URL names another one.
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+
+case "${1-}" in
+  -h | --help)
+    print_help
+    exit 0
+    ;;
+esac
+read_settings
+prepare_python "$REPO_ROOT/requirements-evaluate.txt"
+export TRITON_URL="${TRITON_URL:-http://127.0.0.1:$TRITON_HTTP_PORT}"
+export PYTHONPATH="$REPO_ROOT"
+exec "$PYTHON" -m reverse_image_search.evaluation.evaluate "$@"

@@ -1,0 +1,145 @@
+"""What the suites share: real data, a small real build of it, and a real Triton that serves it.
+
+Nothing here is made before a test asks for it, and each is made once for the whole run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reverse_image_search.client import Client
+from reverse_image_search.gallery import Gallery, open_gallery
+from tests.running import (
+    BUILD_TIMEOUT,
+    REPO_ROOT,
+    Triton,
+    free_ports,
+    skip_or_fail,
+    start_server,
+    stop_server,
+)
+
+# Three passes: after one, the embeddings lie so close that many neighbours are ties.
+SMALL_BUILD = ("--limit", "3000", "--epochs", "3")
+PACKAGE = REPO_ROOT / "reverse_image_search"
+# The front end: a change there leaves the build as it is. Whatever is not named here counts.
+NOT_IN_BUILD = {
+    *("app.py", "client.py", "image_file.py", "image_grid.py", "local_server.py", "messages.py"),
+    *("query_card.py", "results.py", "search.py", "server_panel.py"),
+}
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the dataset: TEST_DATA_DIR, or data/ as in a build."""
+    return Path(os.environ.get("TEST_DATA_DIR", REPO_ROOT / "data")).resolve()
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist(data_dir: Path):
+    """All of Fashion-MNIST, fetched by the project's own loader."""
+    from reverse_image_search.dataset import DatasetError, load_fashion_mnist
+
+    try:
+        return load_fashion_mnist(data_dir)
+    except DatasetError as error:
+        skip_or_fail(str(error))
+
+
+@pytest.fixture(scope="session")
+def small_build(
+    fashion_mnist,
+    data_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    pytestconfig: pytest.Config,
+) -> Path:
+    """Folder with the model_repo/ and gallery/ of a build of 3,000 images; read only."""
+    # A minute of training serves all runs until a file changes that may have a part in it.
+    kept = pytestconfig.cache.mkdir("small_build") / _fingerprint_of_build()
+    output_dir = tmp_path_factory.mktemp("small_build")
+    if kept.exists():
+        shutil.copytree(kept, output_dir, dirs_exist_ok=True)
+        return output_dir
+    command = [sys.executable, "-m", "reverse_image_search.build_models", *SMALL_BUILD]
+    result = subprocess.run(
+        [*command, "--data-dir", data_dir, "--output-dir", output_dir],
+        cwd=REPO_ROOT,
+        capture_output=True,
+        text=True,
+        timeout=BUILD_TIMEOUT,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    part = kept.with_suffix(f".{os.getpid()}")
+    shutil.copytree(output_dir, part)
+    with contextlib.suppress(OSError):  # another run was faster
+        part.rename(kept)
+    for old in kept.parent.iterdir():
+        if old.stat().st_mtime < time.time() - 24 * 3600:
+            shutil.rmtree(old, ignore_errors=True)
+    return output_dir
+
+
+def _fingerprint_of_build() -> str:
+    """Of all that a build is made of: its options, the packages and the project's modules."""
+    digest = hashlib.sha256(repr(SMALL_BUILD).encode())
+    for path in (REPO_ROOT / "requirements.txt", *sorted(PACKAGE.rglob("*.py"))):
+        if path.name not in NOT_IN_BUILD:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def triton(small_build: Path) -> Iterator[Triton]:
+    """A real server on the small build, shared by all tests: leave it as you found it."""
+    server = start_server(small_build)
+    yield server
+    stop_server(server)
+
+
+@pytest.fixture
+def start_triton() -> Iterator[Callable[..., Triton]]:
+    """``start_triton(output_dir, *arguments)``: a further server of the test's own."""
+    servers = []
+
+    def start(output_dir: Path, *arguments: str) -> Triton:
+        servers.append(start_server(output_dir, *arguments))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        stop_server(server)
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """``free_port()``: a TCP port of 127.0.0.1 that nothing listens on."""
+    return lambda: free_ports(1)[0]
+
+
+@pytest.fixture(scope="session")
+def client(triton: Triton) -> Client:
+    """The project's client, connected to the small build's server."""
+    return Client(triton.url, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def gallery(small_build: Path) -> Gallery:
+    """The small build's gallery."""
+    return open_gallery(small_build / "gallery")
+
+
+@pytest.fixture(scope="session")
+def gallery_embeddings(client: Client, gallery: Gallery) -> np.ndarray:
+    """(N, D) float32 embeddings of the gallery, as the served encoder gives them: for oracles."""
+    return client.embed(gallery.images)

@@ -1,0 +1,181 @@
+"""Counts what the fault suite tries, and prints it as a table at the end of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reverse_image_search import contract
+from reverse_image_search.client import Client, Neighbors
+from reverse_image_search.gallery import open_gallery
+from tests.running import Triton, processes_naming, start_server, stop_server
+
+# Seconds after a death within which the server must answer again; more on a machine that is busy
+# with other work as well (load average over the last minute, processes that want to run).
+READY_AGAIN = 15 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+QUERIES = 4  # images of the gallery whose answers are known
+
+_tallies: list[Tally] = []
+
+
+class Tally:
+    """One line of the closing table: cases tried, survived and lost."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tried = 0
+        self.lost: list[str] = []
+        self.note = ""
+        self.seconds = 0.0
+
+    @contextlib.contextmanager
+    def case(self, name: str) -> Iterator[None]:
+        """One case: lost when its block raises. The other cases are tried all the same."""
+        self.tried += 1
+        try:
+            yield
+        except (Exception, pytest.fail.Exception) as error:
+            self.lost.append(f"{name}: {type(error).__name__}: {error}")
+
+
+@pytest.fixture
+def tally() -> Iterator[Callable[[str], Tally]]:
+    """``tally("what is tried")``; the test fails at its end when a case was lost."""
+    started = time.monotonic()
+    made: list[Tally] = []
+
+    def make(name: str) -> Tally:
+        made.append(Tally(name))
+        _tallies.append(made[-1])
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.seconds = (time.monotonic() - started) / len(made)
+    lost = [case for each in made for case in each.lost]
+    if lost:
+        more = f"\n... and {len(lost) - 20} more" if len(lost) > 20 else ""
+        pytest.fail(f"{len(lost)} cases lost:\n" + "\n".join(lost[:20]) + more, pytrace=False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The closing table."""
+    if not _tallies:
+        return
+    terminalreporter.section("faults: cases tried, survived, lost")
+    width = max(len(each.name) for each in _tallies)
+    terminalreporter.write_line(f"{'fault':{width}}  cases  survived  lost  seconds")
+    for each in _tallies:
+        lost = len(each.lost)
+        terminalreporter.write_line(
+            f"{each.name:{width}}  {each.tried:5}  {each.tried - lost:8}  {lost:4}  "
+            f"{each.seconds:7.1f}  {each.note}".rstrip()
+        )
+    tried, lost = sum(t.tried for t in _tallies), sum(len(t.lost) for t in _tallies)
+    seconds = sum(t.seconds for t in _tallies)
+    terminalreporter.write_line(
+        f"{'all':{width}}  {tried:5}  {tried - lost:8}  {lost:4}  {seconds:7.1f}"
+    )
+
+
+@pytest.fixture(scope="module")
+def victim(small_build: Path) -> Iterator[Triton]:
+    """A server that the tests of one file may kill."""
+    server = start_server(small_build)
+    yield server
+    stop_server(server)
+
+
+@pytest.fixture(scope="session")
+def known_queries(small_build: Path) -> np.ndarray:
+    """(QUERIES, 28, 28) uint8: pictures of the gallery."""
+    return np.array(open_gallery(small_build / "gallery").images[:QUERIES])
+
+
+@pytest.fixture(scope="module")
+def known_answer(victim: Triton, known_queries: np.ndarray) -> Neighbors:
+    """What the served models answer to `known_queries` before anything is broken.
+
+    Each picture finds itself first, at score 1: the ids are known without the server.
+    """
+    answer = Client(victim.url, timeout=60).search(known_queries)
+    np.testing.assert_array_equal(answer.ids[:, 0], np.arange(QUERIES))
+    np.testing.assert_allclose(answer.scores[:, 0], 1, atol=1e-5)
+    return answer
+
+
+@pytest.fixture
+def build_copy(small_build: Path, tmp_path: Path) -> Path:
+    """A copy of the small build, to be damaged."""
+    return shutil.copytree(small_build, tmp_path / "build")
+
+
+def is_right(answer: Neighbors, known: Neighbors) -> bool:
+    """Whether `answer` is the one that was given before, but for rounding."""
+    first = slice(0, len(answer.ids))
+    return np.array_equal(answer.ids[:, 0], known.ids[first, 0]) and np.allclose(
+        answer.scores, known.scores[first], atol=1e-5
+    )
+
+
+def wait_for_right_answer(
+    client: Client, queries: np.ndarray, known: Neighbors, timeout: float = READY_AGAIN
+) -> float:
+    """Ask until the right answer comes; seconds that took. A wrong answer fails at once."""
+    start = time.monotonic()
+    while True:
+        try:
+            answer = client.search(queries)
+        except Exception as error:
+            if time.monotonic() - start > timeout:
+                pytest.fail(f"no right answer within {timeout:.0f} s: {error}")
+            time.sleep(0.1)
+        else:
+            assert is_right(answer, known), f"wrong answer: {answer}"
+            return time.monotonic() - start
+
+
+def processes_of(server: Triton) -> set[int]:
+    """Process ids of tritonserver and of the processes that run the models."""
+    return servers_of(server) | set(model_processes_of(server).values())
+
+
+def servers_of(server: Triton) -> set[int]:
+    """Process id of tritonserver, unless it is dead."""
+    return {
+        pid
+        for pid, command in processes_naming(f"--http-port={server.http_port}").items()
+        if command.split()[0].endswith("/tritonserver")
+    }
+
+
+def model_processes_of(server: Triton) -> dict[str, int]:
+    """Process ids by model, e.g. ``{"image_encoder": 4711}``."""
+    found = processes_naming(f"reverse_image_search_{server.http_port}_")
+    return {
+        model.name: pid
+        for pid, command in found.items()
+        for model in contract.MODELS
+        if f"{model.name}_0" in command.split()
+    }
+
+
+def run_as_nobody(command: list[str | Path], **kwargs) -> subprocess.CompletedProcess:
+    """Run `command` without root's rights, which would let it write anywhere."""
+    if os.geteuid() == 0:
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+    return subprocess.run(command, capture_output=True, text=True, **kwargs)
+
+
+# DEVELOPMENT ONLY
+@pytest.fixture(scope="session")
+def small_build():
+    return Path("/tmp/faults/build")

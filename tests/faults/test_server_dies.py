@@ -1,0 +1,191 @@
+"""Server, models' processes and supervisor killed: nobody gets a wrong answer, all come back."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from reverse_image_search import contract
+from reverse_image_search.client import Client, ServerTimeoutError, TritonError
+from tests.faults.conftest import (
+    READY_AGAIN,
+    is_right,
+    model_processes_of,
+    processes_of,
+    servers_of,
+    wait_for_right_answer,
+)
+from tests.running import REPO_ROOT, Triton, wait_until
+
+ROUNDS = int(os.environ.get("FAULTS_ROUNDS", "1"))
+THREADS = 8
+START_COMMAND = "reverse_image_search/bin/start_inference_server_cpu.sh"
+
+
+class Load:
+    """Threads that search without pause, and count what they get."""
+
+    def __init__(self, client: Client, queries, known) -> None:
+        self.answers = 0
+        self.errors: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._client, self._queries, self._known = client, queries, known
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._search) for _ in range(THREADS)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        wait_until(lambda: self.answers > 5 * THREADS, "some answers")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _search(self) -> None:
+        while not self._stop.is_set():
+            try:
+                answer = self._client.search(self._queries)
+            except TritonError as error:
+                self.errors[str(error)] += 1
+            except Exception as error:
+                self.wrong.append(repr(error))
+            else:
+                self.answers += 1
+                if not is_right(answer, self._known):
+                    self.wrong.append(str(answer))
+
+
+def test_killed_under_load(victim: Triton, known_queries, known_answer, tally):
+    """SIGKILL for the server, then for each model's process. Shared memory is cleaned up."""
+    client = Client(victim.url, timeout=5)
+    row = tally("server and models killed under load")
+    slowest = 0.0
+    # Triton's Python backend makes one for each model; who is killed cannot remove it.
+    regions = f"reverse_image_search_{victim.http_port}_*"
+    with Load(client, known_queries, known_answer) as load:
+        for _ in range(ROUNDS):
+            for who in ("server", *(model.name for model in contract.MODELS)):
+                with row.case(who):
+                    targets = model_processes_of(victim)
+                    (targets["server"],) = servers_of(victim)
+                    before = processes_of(victim)
+                    os.kill(targets[who], signal.SIGKILL)
+                    start = time.monotonic()
+                    wait_until(lambda b=before: not b & processes_of(victim), "old ones gone", 10)
+                    wait_for_right_answer(client, known_queries, known_answer)
+                    seconds = time.monotonic() - start
+                    slowest = max(slowest, seconds)
+                    assert seconds <= READY_AGAIN
+                    assert len(list(Path("/dev/shm").glob(regions))) == len(contract.MODELS)
+    row.note = (
+        f"{load.answers} right answers, {load.errors.total()} errors, {len(load.wrong)} wrong; "
+        f"right again after at most {slowest:.1f} s"
+    )
+    assert not load.wrong
+    assert load.errors.total() > 0, "nobody noticed"
+    for message in load.errors:
+        assert victim.url in message
+        assert START_COMMAND in message or "did not answer" in message or "Stub" in message, message
+
+
+def test_the_page_rides_it_out(victim: Triton, known_queries, known_answer, monkeypatch, tally):
+    """The same page says what is wrong while the server is down, and shows results afterwards."""
+    row = tally("the app's page while the server is dead")
+    monkeypatch.setenv("TRITON_URL", victim.url)
+    monkeypatch.setenv("OUTPUT_DIR", str(victim.output_dir))
+    page = AppTest.from_file(REPO_ROOT / "reverse_image_search" / "app.py", default_timeout=60)
+    for _ in range(ROUNDS):
+        with row.case("killed"):
+            page.run()
+            assert not page.error
+            os.kill(victim.server_pid, signal.SIGKILL)
+            page.run()
+            assert START_COMMAND in " ".join(error.value for error in page.error)
+            assert not page.exception
+            wait_for_right_answer(Client(victim.url), known_queries, known_answer)
+            page.run()
+            assert not page.error
+            assert not page.exception
+
+
+def test_a_server_that_hangs_is_started_again(victim, known_queries, known_answer, tally):
+    """Stopped by SIGSTOP it lives, but answers nobody."""
+    row = tally("server that hangs")
+    client = Client(victim.url, timeout=1)
+    with row.case("SIGSTOP"):
+        os.kill(victim.server_pid, signal.SIGSTOP)
+        with pytest.raises(ServerTimeoutError, match="did not answer within 1 s"):
+            client.search(known_queries)
+        wait_for_right_answer(client, known_queries, known_answer, timeout=15 + READY_AGAIN)
+        assert "was not READY for 1" in victim.log
+
+
+def test_one_log_line_for_each_event(start_triton, small_build, tally):
+    """Start, READY, death and stop; also what is left when the supervisor itself is killed."""
+    row = tally("supervisor, and what it logs")
+    server = start_triton(small_build)
+    os.kill(server.server_pid, signal.SIGKILL)
+    wait_until(lambda: server.log.count("READY at") == 2, "READY again", 60)
+    with row.case("the log of a death"):
+        start = f"starting .*tritonserver on port {server.http_port}"
+        ready = rf"READY at {server.url} after \d+\.\d s; Ctrl-C stops it"
+        death = r"the server ended with SIGKILL; starting it again in 0\.5 s"
+        check_log(server, [start, ready, death, start, ready])
+    with row.case("supervisor killed: the server goes with it"):
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: not processes_of(server), "server and models gone", 30)
+        result = server.start()
+        assert result.returncode == 0, result.stdout + result.stderr
+    with row.case("both killed at once: the models go with them"):
+        # As the kernel does when memory runs out.
+        os.kill(server.pid, signal.SIGKILL)
+        for pid in servers_of(server):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not processes_of(server), "models' processes gone", 60)
+        result = server.start()
+        assert result.returncode == 0, result.stdout + result.stderr
+    with row.case("the log of a stop"):
+        assert server.stop().returncode == 0
+        check_log(server, [start, ready, "stopped"])
+
+
+def check_log(server: Triton, expected: list[str]) -> None:
+    """The supervisor's lines in the log, in order, as regular expressions."""
+    clock = r"\d\d:\d\d:\d\d tritonserver: "
+    lines = [line for line in server.log.splitlines() if re.match(clock, line)]
+    assert len(lines) == len(expected), lines
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.fullmatch(clock + pattern, line)
+
+
+def test_deaths_at_start_are_given_up(build_copy: Path, free_port, tally):
+    """A model that cannot be loaded: three attempts, each later than the last, and a reason."""
+    row = tally("server that dies at each start")
+    model = build_copy / "model_repo" / contract.IMAGE_ENCODER.name / "1" / "model.pt"
+    model.write_bytes(b"no model")
+    command = [
+        *(sys.executable, REPO_ROOT / "reverse_image_search" / "local_server.py"),
+        *("--model-repository", build_copy / "model_repo", "--wheel", "nvidia-pytriton==0.7.0"),
+        *("--http-port", free_port(), "--grpc-port", free_port(), "--metrics-port", free_port()),
+    ]
+    with row.case("a model.pt that is none"):
+        result = subprocess.run(
+            [str(part) for part in command], capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode == 1
+        assert "given up: the server ended with exit code 1 3 times" in result.stderr
+        assert re.findall(r"starting it again in (\S+) s", result.stdout) == ["1", "2"]
+        assert contract.IMAGE_ENCODER.name in result.stdout + result.stderr

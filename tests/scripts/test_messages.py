@@ -1,0 +1,234 @@
+"""What the scripts say: help, and errors that name the cause and the next command."""
+
+import os
+import shutil
+import socket
+import subprocess
+
+import pytest
+
+from tests.running import BIN, REPO_ROOT, run_script
+
+SCRIPTS = sorted(path.name for path in BIN.glob("*.sh"))
+FRONTS = ("start_inference_server_cpu.sh", "start_inference_server_gpu.sh")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_the_header_and_starts_nothing(script, flag, tmp_path):
+    result = run_script(script, flag, cwd=tmp_path, timeout=60)
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"Usage: {script}")
+    assert "-h, --help" in result.stdout
+    assert "#" not in result.stdout
+    assert "set -euo" not in result.stdout
+    assert result.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_can_be_run(script):
+    assert os.access(BIN / script, os.X_OK)
+    assert (BIN / script).read_text().startswith("#!/usr/bin/env bash\n")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_unknown_flag_is_named(script, tmp_path):
+    result = run_script(
+        script, "--no-such-flag", RUNTIME="local", OUTPUT_DIR=str(tmp_path), timeout=120
+    )
+
+    assert result.returncode in (1, 2)
+    assert "--no-such-flag" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "script", [name for name in SCRIPTS if name not in ("test.sh", "evaluate.sh", "benchmark.sh")]
+)
+def test_a_wrong_runtime_is_named(script, tmp_path):
+    result = run_script(script, RUNTIME="podman", OUTPUT_DIR=str(tmp_path), timeout=60)
+
+    assert result.returncode == 1
+    assert "RUNTIME is 'podman', which is neither docker nor local" in result.stderr
+
+
+@pytest.mark.parametrize("mode", [[], ["--detach"]])
+def test_missing_models_name_the_build_command(ports, tmp_path, mode):
+    result = run_script(
+        FRONTS[0], *mode, RUNTIME="local", OUTPUT_DIR=str(tmp_path / "nothing"), **ports
+    )
+
+    assert result.returncode == 1
+    assert f"There are no models in {tmp_path}/nothing/model_repo" in result.stderr
+    assert "reverse_image_search/bin/build_models.sh" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_damaged_model_is_named_and_not_served(settings, small_build, tmp_path):
+    shutil.copytree(small_build, tmp_path / "build")
+    model = tmp_path / "build" / "model_repo" / "image_encoder" / "1" / "model.pt"
+    with model.open("r+b") as file:
+        file.truncate(1000)
+
+    result = run_script(FRONTS[0], **settings | {"OUTPUT_DIR": str(tmp_path / "build")})
+
+    assert result.returncode == 1
+    assert f"{model} is damaged" in result.stderr
+    assert "reverse_image_search/bin/build_models.sh" in result.stderr
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
+def test_no_gpu_is_named_with_the_script_that_works(settings):
+    result = run_script(FRONTS[1], **settings)
+
+    assert result.returncode == 1
+    assert "no NVIDIA GPU found" in result.stderr
+    assert "reverse_image_search/bin/start_inference_server_cpu.sh" in result.stderr
+
+
+@pytest.fixture
+def taken() -> int:
+    """A port that this very process listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [
+        (FRONTS[0], "TRITON_HTTP_PORT"),
+        (FRONTS[0], "TRITON_GRPC_PORT"),
+        (FRONTS[0], "TRITON_METRICS_PORT"),
+        ("start_app.sh", "APP_PORT"),
+        ("demo.sh", "TRITON_HTTP_PORT"),
+        ("demo.sh", "APP_PORT"),
+    ],
+)
+def test_a_taken_port_is_named_with_its_owner(settings, taken, script, name):
+    result = run_script(script, **settings | {name: str(taken)})
+
+    assert result.returncode == 1
+    assert f"port {taken} ({name}) is taken" in result.stderr
+    assert f"set {name} to another port" in result.stderr
+    if shutil.which("ss") or shutil.which("lsof"):
+        assert f"(process {os.getpid()})" in result.stderr
+
+
+@pytest.mark.parametrize("port", ["http", "80 80", ""])
+def test_what_is_no_port_is_named(settings, port):
+    result = run_script(FRONTS[0], **settings | {"TRITON_GRPC_PORT": port})
+
+    assert result.returncode == 1
+    assert f"TRITON_GRPC_PORT is '{port}', which is no port number" in result.stderr
+
+
+def run_isolated(repository, path, script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a script of `repository` with the programs of `path` and no others."""
+    return subprocess.run(
+        [repository / "reverse_image_search" / "bin" / script, *arguments],
+        env={"PATH": str(path), "HOME": str(path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def fresh_clone(copy_repository, tmp_path):
+    """A repository in which nothing is installed."""
+    repository = copy_repository(tmp_path / "clone")
+    (repository / ".venv").unlink()
+    return repository
+
+
+def test_without_python_the_package_to_install_is_named(fresh_clone, isolated_path):
+    result = run_isolated(fresh_clone, isolated_path, "build_models.sh")
+
+    assert result.returncode == 1
+    assert result.stdout.startswith("Runtime: local (no Docker engine answers)")
+    assert "no Python 3.11, 3.12 or 3.13 found" in result.stderr
+    assert "apt-get install python3" in result.stderr
+
+
+def put_program(folder, name: str, body: str) -> None:
+    (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_python_without_venv_is_named_and_leaves_no_half_of_one(fresh_clone, isolated_path):
+    (isolated_path / "mkdir").symlink_to(shutil.which("mkdir"))
+    put_program(
+        isolated_path,
+        "python3",
+        '[[ $* != "-m venv "* ]] || { mkdir -p "$3/bin"; exit 1; }; echo Python 3.11.2',
+    )
+
+    result = run_isolated(fresh_clone, isolated_path, "build_models.sh")
+
+    assert result.returncode == 1
+    assert "has no venv module" in result.stderr
+    assert "apt-get install python3-venv" in result.stderr
+    assert not (fresh_clone / ".venv").exists()
+
+
+def test_packages_that_cannot_be_installed_are_one_message(fresh_clone, isolated_path):
+    (fresh_clone / ".venv" / "bin").mkdir(parents=True)
+    put_program(fresh_clone / ".venv" / "bin", "python", 'echo "no network" >&2; exit 1')
+
+    result = run_isolated(fresh_clone, isolated_path, "build_models.sh")
+
+    assert result.returncode == 1
+    assert "no network" in result.stderr
+    assert "the packages could not be installed" in result.stderr
+    assert not (fresh_clone / ".venv" / ".installed-requirements").exists()
+
+
+def settings_of(repository, *names: str, **environment: str) -> list[str]:
+    """Values that the scripts of `repository` see."""
+    code = 'source "$0"; read_settings; for name; do echo "${!name}"; done'
+    library = repository / "reverse_image_search" / "bin" / "lib" / "environment.sh"
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code, library, *names],
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout.splitlines()
+
+
+def test_the_environment_wins_over_dot_env(copy_repository, tmp_path):
+    repository = copy_repository(tmp_path / "clone")
+    (repository / ".env").write_text(
+        "# a comment=1\n\nRUNTIME=docker\nTRITON_HTTP_PORT=9000\nOUTPUT_DIR=some where\n"
+        "TRITON_IMAGE=registry:5000/triton:1=2"  # no line end
+    )
+    names = ("RUNTIME", "TRITON_HTTP_PORT", "OUTPUT_DIR", "TRITON_IMAGE")
+
+    assert settings_of(repository, *names) == [
+        "docker",
+        "9000",
+        f"{repository}/some where",
+        "registry:5000/triton:1=2",
+    ]
+    assert settings_of(repository, *names, RUNTIME="", OUTPUT_DIR="/else", TRITON_HTTP_PORT="1")[
+        :3
+    ] == ["", "1", "/else"]
+
+
+def test_dot_env_is_the_home_of_the_settings_that_the_readme_names():
+    names = (
+        *("RUNTIME", "TRITON_IMAGE", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT"),
+        *("TRITON_METRICS_PORT", "APP_PORT", "BIND_ADDRESS", "OUTPUT_DIR"),
+    )
+
+    values = dict(zip(names, settings_of(REPO_ROOT, *names), strict=True))
+
+    assert values["RUNTIME"] == ""
+    assert values["TRITON_IMAGE"].startswith("nvcr.io/nvidia/tritonserver:")
+    ports = [values[name] for name in names if name.endswith("PORT")]
+    assert ports == ["8000", "8001", "8002", "8501"]
+    assert values["BIND_ADDRESS"] == "127.0.0.1"
+    assert values["OUTPUT_DIR"] == str(REPO_ROOT)

@@ -1,0 +1,266 @@
+"""Scripts that start servers: ready when they say so, and nothing of them left afterwards."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reverse_image_search.client import Client
+from reverse_image_search.gallery import open_gallery
+from tests.running import (
+    BIN,
+    REPO_ROOT,
+    START_TIMEOUT,
+    descendants,
+    is_running,
+    processes_naming,
+    run_script,
+    script_environment,
+    wait_until,
+)
+
+SERVER = "start_inference_server_cpu.sh"
+
+
+@contextlib.contextmanager
+def foreground(
+    script: str, log: Path, repository: Path = REPO_ROOT, cwd: Path | None = None, **settings: str
+) -> Iterator[subprocess.Popen]:
+    """A script as a terminal runs it: in a process group of its own, its output in `log`."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [repository / "reverse_image_search" / "bin" / script],
+            cwd=cwd or repository,
+            env=script_environment(**settings),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+        )
+    try:
+        yield process
+    finally:
+        for pid in (*descendants(process.pid), process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for_line(text: str, log: Path, process: subprocess.Popen) -> None:
+    wait_until(
+        lambda: text in log.read_text() or process.poll() is not None,
+        f"{text!r} in the output:\n{log.read_text()}",
+    )
+    assert process.poll() is None, log.read_text()
+
+
+def press_ctrl_c(process: subprocess.Popen) -> int:
+    """SIGINT to the whole foreground group, as a terminal sends it; the exit code."""
+    os.killpg(process.pid, signal.SIGINT)
+    return process.wait(START_TIMEOUT)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def search_works(url: str, output_dir: Path) -> bool:
+    gallery = open_gallery(output_dir / "gallery")
+    neighbors = Client(url, timeout=60).search(gallery.query_images[:2])
+    return neighbors.ids.shape == (2, 100)
+
+
+def test_detach_returns_when_ready_and_stop_leaves_nothing(settings, small_build, tmp_path):
+    result = run_script(SERVER, "--detach", cwd=tmp_path, **settings)
+
+    assert result.returncode == 0, result.stderr
+    assert "Runtime: local (RUNTIME says so)" in result.stdout.splitlines()[0]
+    port = settings["TRITON_HTTP_PORT"]
+    for model in ("image_encoder    ", "vector_similarity"):
+        assert f"| {model} | 1       | READY  |" in result.stdout
+    assert search_works(f"http://127.0.0.1:{port}", small_build)
+
+    (supervisor,) = (
+        pid for pid, command in processes_naming(port).items() if "local_server.py" in command
+    )
+    family = descendants(supervisor) | {supervisor}
+    assert len(family) >= 4, "supervisor, tritonserver and one process for each model"
+
+    again = run_script(SERVER, "--detach", **settings)
+    assert again.returncode == 1
+    assert f"already runs on port {port} (process {supervisor})" in again.stderr
+    assert f"{SERVER} --stop" in again.stderr
+
+    stopped = run_script(SERVER, "--stop", cwd=tmp_path, **settings)
+    assert stopped.returncode == 0, stopped.stderr
+    assert [pid for pid in family if is_running(pid)] == []
+    assert not processes_naming(port)
+
+    nothing = run_script(SERVER, "--stop", **settings)
+    assert nothing.returncode == 0
+    assert f"No server of this project runs on port {port}" in nothing.stdout
+
+
+def test_stop_leaves_other_servers_alone(triton, client, ports):
+    result = run_script(SERVER, "--stop", **triton.environment | ports)
+
+    assert result.returncode == 0
+    assert client.is_ready()
+
+
+def test_ctrl_c_stops_the_server_in_the_foreground(settings, small_build, tmp_path):
+    log = tmp_path / "log"
+    port = settings["TRITON_HTTP_PORT"]
+    with foreground(SERVER, log, **settings) as process:
+        wait_for_line("READY at", log, process)
+        assert "| vector_similarity | 1       | READY  |" in log.read_text()
+        assert search_works(f"http://127.0.0.1:{port}", small_build)
+        family = descendants(process.pid)
+        assert len(family) >= 3
+
+        assert press_ctrl_c(process) == 0
+
+        assert [pid for pid in family if is_running(pid)] == []
+        assert not processes_naming(port)
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)
+def test_a_closed_terminal_stops_the_server_too(settings, tmp_path, signal_):
+    log = tmp_path / "log"
+    with foreground(SERVER, log, **settings) as process:
+        wait_for_line("READY at", log, process)
+        family = descendants(process.pid)
+
+        process.send_signal(signal_)
+        process.wait(START_TIMEOUT)
+
+        assert [pid for pid in family if is_running(pid)] == []
+
+
+def test_ctrl_c_while_the_server_starts_stops_it(settings, tmp_path):
+    log = tmp_path / "log"
+    with foreground(SERVER, log, **settings) as process:
+        wait_until(
+            lambda: any(
+                "/bin/tritonserver" in c
+                for c in processes_naming(f"--http-port={settings['TRITON_HTTP_PORT']}").values()
+            ),
+            "tritonserver started",
+        )
+        family = descendants(process.pid)
+
+        press_ctrl_c(process)
+
+        assert [pid for pid in family if is_running(pid)] == []
+
+
+def test_app_answers_and_ctrl_c_stops_it(settings, tmp_path):
+    log = tmp_path / "log"
+    page = f"http://127.0.0.1:{settings['APP_PORT']}"
+    with foreground("start_app.sh", log, cwd=tmp_path, **settings) as process:
+        wait_until(
+            lambda: answers(f"{page}/_stcore/health") or process.poll() is not None, "the app"
+        )
+        assert process.poll() is None, log.read_text()
+        assert answers(page)
+        family = descendants(process.pid)
+
+        press_ctrl_c(process)
+
+        assert [pid for pid in family if is_running(pid)] == []
+        assert not answers(page)
+
+
+def test_demo_serves_the_page_and_ctrl_c_leaves_nothing(settings, tmp_path):
+    log = tmp_path / "log"
+    page = f"http://127.0.0.1:{settings['APP_PORT']}"
+    server = f"http://127.0.0.1:{settings['TRITON_HTTP_PORT']}"
+    with foreground("demo.sh", log, cwd=tmp_path, **settings) as process:
+        wait_until(
+            lambda: answers(f"{page}/_stcore/health") or process.poll() is not None, "the page"
+        )
+        assert process.poll() is None, log.read_text()
+        assert answers(page)
+        assert answers(f"{server}/v2/health/ready")
+        assert f"Open http://localhost:{settings['APP_PORT']}/" in log.read_text()
+        supervisors = processes_naming(f"--http-port {settings['TRITON_HTTP_PORT']}")
+        family = descendants(process.pid).union(
+            supervisors, *(descendants(pid) for pid in supervisors)
+        )
+        assert len(family) >= 5, "app, supervisor, tritonserver and one process for each model"
+
+        press_ctrl_c(process)
+
+        assert [pid for pid in family if is_running(pid)] == []
+        assert not answers(page)
+        assert not answers(f"{server}/v2/health/live")
+        assert "Stopped the server" in log.read_text()
+
+
+def test_demo_stops_the_server_when_the_app_dies(settings, tmp_path):
+    log = tmp_path / "log"
+    with foreground("demo.sh", log, **settings) as process:
+        health = f"http://127.0.0.1:{settings['APP_PORT']}/_stcore/health"
+        wait_until(lambda: answers(health) or process.poll() is not None, "the page")
+        (app,) = (
+            pid
+            for pid in descendants(process.pid)
+            if "streamlit" in Path(f"/proc/{pid}/cmdline").read_text()
+        )
+
+        os.kill(app, signal.SIGKILL)
+
+        assert process.wait(START_TIMEOUT) != 0
+        assert not processes_naming(settings["TRITON_HTTP_PORT"])
+
+
+def test_all_works_from_a_path_with_a_space(
+    copy_repository, small_build, ports, tmp_path, data_dir
+):
+    """Build, server and app of a repository whose path needs quotes, called from elsewhere."""
+    repository = copy_repository(tmp_path / "with space" / "it's a clone")
+    settings = {"RUNTIME": "local", **ports}
+    build = ("--limit", "300", "--epochs", "1", "--data-dir", str(data_dir), "--no-floor")
+
+    built = run_script("build_models.sh", *build, repository=repository, cwd=tmp_path, **settings)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert sorted(p.name for p in (repository / "model_repo").iterdir()) == [
+        "image_encoder",
+        "vector_similarity",
+    ]
+
+    started = run_script(SERVER, "--detach", repository=repository, cwd=tmp_path, **settings)
+    try:
+        assert started.returncode == 0, started.stdout + started.stderr
+        assert search_works(f"http://127.0.0.1:{ports['TRITON_HTTP_PORT']}", repository)
+        log = tmp_path / "log"
+        with foreground(
+            "start_app.sh", log, repository=repository, cwd=tmp_path, **settings
+        ) as process:
+            health = f"http://127.0.0.1:{ports['APP_PORT']}/_stcore/health"
+            wait_until(lambda: answers(health) or process.poll() is not None, "the app")
+            assert process.poll() is None, log.read_text()
+    finally:
+        stopped = run_script(SERVER, "--stop", repository=repository, cwd=tmp_path, **settings)
+    assert stopped.returncode == 0, stopped.stderr
+    assert not processes_naming(ports["TRITON_HTTP_PORT"])
+
+
+def test_a_script_called_by_a_relative_path_works(tmp_path):
+    relative = os.path.relpath(BIN / SERVER, tmp_path)
+    result = subprocess.run(
+        [relative], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        env=script_environment(RUNTIME="local", OUTPUT_DIR=str(tmp_path)),
+    )  # fmt: skip
+
+    assert result.returncode == 1
+    assert f"There are no models in {tmp_path}/model_repo" in result.stderr

@@ -1,0 +1,101 @@
+"""What the repository promises on paper, and its style."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.running import BIN, REPO_ROOT, run_script
+
+DOCUMENTS = [
+    path for path in (REPO_ROOT / "README.md", *(REPO_ROOT / "doc").glob("*.md")) if path.exists()
+]
+SOURCES = [
+    path
+    for folder in ("reverse_image_search", "tests")
+    for path in (REPO_ROOT / folder).rglob("*")
+    if path.suffix in (".py", ".sh")
+]
+SCRIPT = re.compile(r"(?:reverse_image_search/bin|tests/docker)/[\w/]+\.sh")
+TOOLS = Path(sys.executable).parent  # where pip puts ruff and shellcheck
+
+
+@pytest.mark.parametrize(
+    "path", [*DOCUMENTS, *SOURCES], ids=lambda p: str(p.relative_to(REPO_ROOT))
+)
+def test_scripts_that_are_named_exist(path):
+    """In documents and in error messages alike."""
+    for name in SCRIPT.findall(path.read_text()):
+        assert os.access(REPO_ROOT / name, os.X_OK), f"{path.name} names {name}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_flags_that_are_quoted_exist(path):
+    """``build_models.sh --limit 5000`` in a document stands in build_models.sh -h."""
+    for name, arguments in re.findall(
+        r"reverse_image_search/bin/(\w+\.sh)([^\n`#|]*)", path.read_text()
+    ):
+        flags = re.findall(r"(?<=\s)--[a-z][\w-]*", arguments)
+        if flags:
+            help_text = run_script(name, "-h", timeout=60).stdout
+            missing = [flag for flag in flags if flag not in help_text]
+            assert not missing, f"{path.name}: {name} has no {missing}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_files_that_are_linked_exist(path):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def python_examples() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (REPO_ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(python_examples())))
+def test_python_examples_of_the_readme_run(number, triton, gallery, tmp_path):
+    Image.fromarray(np.asarray(gallery.query_images[0])).save(tmp_path / "boot.png")
+    code = python_examples()[number].replace("http://localhost:8000", triton.url)
+
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPO_ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+def run_tool(*command: str) -> None:
+    result = subprocess.run(
+        [TOOLS / command[0], *command[1:]], cwd=REPO_ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_shell_scripts_pass_shellcheck():
+    scripts = [path for path in SOURCES if path.suffix == ".sh"]
+    run_tool("shellcheck", *map(str, scripts), str(REPO_ROOT / ".ci" / "run"))
+
+
+def test_python_passes_ruff():
+    run_tool("ruff", "check", ".")
+
+
+def test_python_is_formatted():
+    run_tool("ruff", "format", "--check", ".")
+
+
+def test_every_script_of_bin_is_in_the_readme():
+    text = (REPO_ROOT / "README.md").read_text()
+    assert [p.name for p in BIN.glob("*.sh") if p.name not in text] == []

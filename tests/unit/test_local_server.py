@@ -1,0 +1,131 @@
+"""Parts of the local runtime that need no server; the whole: tests/integration, tests/scripts."""
+
+import fcntl
+import os
+import platform
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import pytest
+
+from reverse_image_search import local_server
+from reverse_image_search.local_server import LocalServerError
+
+LOG = """\
+I1 server.cc:630]
++----------+------+
+| Backend  | Path |
++----------+------+
+| pytorch  | /x   |
++----------+------+
+
+I1 server.cc:674]
++-------------------+---------+--------+
+| Model             | Version | Status |
++-------------------+---------+--------+
+| image_encoder     | 1       | {}     |
+| vector_similarity | 1       | READY  |
++-------------------+---------+--------+
+
+I1 grpc_server.cc:2558] "Started"
+"""
+
+
+def test_the_last_table_of_models_is_shown():
+    """After a restart the log has one table for each start."""
+    table = local_server._model_table(LOG.format("UNAVAILABLE") + LOG.format("READY"))
+
+    lines = table.splitlines()
+    assert len(lines) == 6
+    assert lines[0] == lines[-1] == "+-------------------+---------+--------+"
+    assert "image_encoder     | 1       | READY" in table
+    assert "UNAVAILABLE" not in table
+    assert local_server._model_table("no table") == ""
+
+
+def test_deaths_are_named():
+    assert local_server._exit_name(1) == "exit code 1"
+    assert local_server._exit_name(-6) == "SIGABRT"
+
+
+@pytest.mark.parametrize(
+    ("function", "answer", "message"),
+    [
+        ("system", "Darwin", "needs Linux on x86_64, this is Darwin on x86_64"),
+        ("machine", "aarch64", "needs Linux on x86_64, this is Linux on aarch64"),
+        ("libc_ver", ("glibc", "2.31"), "glibc 2.35 or newer, this is glibc 2.31"),
+        ("libc_ver", ("", ""), "glibc 2.35 or newer, this is another libc"),
+    ],
+)
+def test_unsupported_platforms_are_sent_to_docker(monkeypatch, function, answer, message):
+    monkeypatch.setattr(platform, function, lambda: answer)
+
+    with pytest.raises(LocalServerError, match=f"{message}.*\\s+Install Docker"):
+        local_server._check_platform()
+
+
+def test_glibc_is_compared_by_number_not_by_letters(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.100"))
+    local_server._check_platform()
+
+
+def test_a_run_file_counts_only_while_its_holder_lives(tmp_path):
+    run_file = tmp_path / "8000.pid"
+    assert local_server._running_pid(run_file) is None
+
+    with local_server._run_lock(run_file):
+        assert local_server._running_pid(run_file) == os.getpid()
+        with (
+            pytest.raises(LocalServerError, match="another server is being started"),
+            local_server._run_lock(run_file),
+        ):
+            pass
+
+    # What a killed supervisor leaves: the file with its id, and no lock.
+    assert run_file.read_text().strip() == str(os.getpid())
+    assert local_server._running_pid(run_file) is None
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    run_file = tmp_path / "8000.pid"
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); f.close()"
+    subprocess.run([sys.executable, "-c", code, run_file], check=True)
+
+    with run_file.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, True), (400, False), (503, False)])
+def test_ready_means_200(status, expected):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        assert local_server.is_ready(server.server_port) is expected
+        server.shutdown()
+
+
+def test_nothing_on_the_port_is_not_ready(free_port):
+    assert not local_server.is_ready(free_port())
+
+
+def test_a_copy_is_made_when_something_changed(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "folder" / "target"
+    source.write_text("one")
+    local_server._copy_if_changed(source, target)
+    first = target.stat().st_ino
+    local_server._copy_if_changed(source, target)
+    assert target.stat().st_ino == first
+
+    source.write_text("two")
+    local_server._copy_if_changed(source, target)
+    assert target.read_text() == "two"
+    assert [path.name for path in target.parent.iterdir()] == ["target"]

@@ -58,6 +58,7 @@ _STYLE = """<style>
 
 def main() -> None:
     """Draw the page."""
+    started = time.perf_counter()
     st.set_page_config(
         page_title="Reverse image search",
         page_icon="🔎",
@@ -69,14 +70,14 @@ def main() -> None:
     st.session_state.seen = observe(TRITON_URL, OUTPUT_DIR)
     st.title("Reverse image search", anchor=False)
     show_how_it_works(connect(TRITON_URL, WATCH_TIMEOUT), st.session_state.seen)
-    show_search()
+    # No fragment: one that is interrupted leaves Streamlit's page in pieces when a grid of it was
+    # shown before ("Bad delta path index": what is known to the browser escapes the clean-up).
+    show_search(started)
     watch()
 
 
-@st.fragment
-def show_search() -> None:
-    """Queries on the left, results on the right: all that a click draws again."""
-    started = time.perf_counter()
+def show_search(started: float) -> None:
+    """Queries on the left, results on the right."""
     try:
         gallery = current_gallery(OUTPUT_DIR)
     except GalleryError as error:
@@ -313,7 +314,7 @@ def show_controls(gallery: Gallery, answer: Answer) -> tuple[int, bool]:
         details = st.toggle("Ids and sources", key="details")
         st.download_button(
             "CSV",
-            results_csv(gallery, answer.ids[:count], answer.scores[:count]),
+            lambda: results_csv(gallery, answer.ids[:count], answer.scores[:count]),
             file_name="similar_images.csv",
             mime="text/csv",
             icon=":material/download:",

@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from reverse_image_search import contract
 from reverse_image_search.dataset import Dataset, DatasetError, load_fashion_mnist
 from reverse_image_search.embedding import embed_images, to_pixels
+from reverse_image_search.evaluation.build_score import (
+    QualityError,
+    check_floors,
+    score_embeddings,
+)
 from reverse_image_search.export import (
     ExportError,
     check_export,
@@ -26,11 +31,17 @@ from reverse_image_search.export import (
     model_config,
 )
 from reverse_image_search.gallery import Gallery, write_gallery
+from reverse_image_search.pretrained_encoder import (
+    PRETRAINED_ENCODERS,
+    PretrainedEncoderError,
+    load_pretrained_encoder,
+)
 from reverse_image_search.publishing import PublishingError, staging
 from reverse_image_search.training import DEFAULT_EPOCHS, QUALITY_EPOCHS, train_encoder
 from reverse_image_search.vector_similarity import VectorSimilarity
 
 _REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+_OWN_ENCODER = "fashion"
 _CHECKED_IMAGES = 64  # examples that an exported file and its module must agree on
 
 
@@ -42,16 +53,28 @@ def main(arguments: list[str] | None = None) -> int:
         with staging(options.output_dir) as folder:
             build(options, folder)
         print(f"Published to {options.output_dir}. Next: {_START_COMMAND}")
-    except (DatasetError, ExportError, PublishingError) as error:
+    except (
+        DatasetError,
+        ExportError,
+        PretrainedEncoderError,
+        PublishingError,
+        QualityError,
+    ) as error:
         print(f"build_models: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"build_models: {error.filename or options.output_dir}: {error.strerror}. "
-              "Nothing was published; what was built before is unchanged.", file=sys.stderr)
+        where = error.filename or options.output_dir
+        print(
+            f"build_models: {where}: {error.strerror or error}. "
+            "Nothing was published; what was built before is unchanged.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
-        print("\nbuild_models: stopped. Nothing was published; what was built before is unchanged.",
-              file=sys.stderr)
+        print(
+            "\nbuild_models: stopped. Nothing was published; what was built before is unchanged.",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -65,13 +88,7 @@ def build(options: argparse.Namespace, folder: Path) -> None:
         dataset = load_fashion_mnist(options.data_dir, options.limit)
 
     with _step("train"):
-        encoder = train_encoder(
-            dataset.train_images,
-            dataset.train_labels,
-            epochs=options.epochs,
-            seed=options.seed,
-            quality=options.quality,
-        )
+        encoder = _make_encoder(options, dataset)
 
     with _step("export"):
         encoder_file = _model_file(folder, contract.IMAGE_ENCODER)
@@ -90,10 +107,41 @@ def build(options: argparse.Namespace, folder: Path) -> None:
         check_export(served_encoder, encoder, examples)
         check_export(load_torchscript(similarity_file), similarity, served_encoder(examples))
 
+    with _step("score"):
+        score = _score(served_encoder, embeddings, dataset)
+        if options.judged:
+            check_floors(score)
+
     build_id = _build_id(encoder_file, similarity_file, dataset)
     _write_configs(folder, build_id, embeddings.shape[1], similarity.top_k)
     write_gallery(folder / "gallery", _gallery_of(dataset, build_id))
-    _print_summary(folder, build_id, embeddings)
+    _print_summary(folder, build_id, embeddings, score)
+
+
+def _make_encoder(options: argparse.Namespace, dataset: Dataset) -> nn.Module:
+    if options.encoder != _OWN_ENCODER:
+        return load_pretrained_encoder(options.encoder, options.weights)
+    # The GPU trains where there is one; the exported file is the same either way.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = train_encoder(
+        dataset.train_images.to(device),
+        dataset.train_labels.to(device),
+        epochs=options.epochs,
+        seed=options.seed,
+        quality=options.quality,
+    )
+    return encoder.to("cpu")
+
+
+def _score(encoder: nn.Module, embeddings: Tensor, dataset: Dataset) -> dict[str, float]:
+    return score_embeddings(
+        lambda images: embed_images(encoder, torch.from_numpy(images)).numpy(),
+        embeddings.numpy(),
+        dataset.train_images.numpy(),
+        dataset.train_labels.numpy(),
+        dataset.test_images.numpy(),
+        dataset.test_labels.numpy(),
+    )
 
 
 def _model_file(folder: Path, model: contract.ModelSpec) -> Path:
@@ -111,7 +159,10 @@ def _build_id(encoder_file: Path, similarity_file: Path, dataset: Dataset) -> st
 
 
 def _write_configs(folder: Path, build_id: str, embedding_dim: int, top_k: int) -> None:
-    warmup_dims = {contract.IMAGE_ENCODER: (3, 28, 28), contract.VECTOR_SIMILARITY: (embedding_dim,)}
+    warmup_dims = {
+        contract.IMAGE_ENCODER: (3, 28, 28),
+        contract.VECTOR_SIMILARITY: (embedding_dim,),
+    }
     for model, dims in warmup_dims.items():
         text = model_config(model, build_id, embedding_dim, top_k, dims)
         (folder / "model_repo" / model.name / "config.pbtxt").write_text(text)
@@ -140,9 +191,19 @@ def _step(name: str) -> Iterator[None]:
     print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
 
 
-def _print_summary(folder: Path, build_id: str, embeddings: Tensor) -> None:
+def _print_summary(
+    folder: Path, build_id: str, embeddings: Tensor, score: dict[str, float]
+) -> None:
     count, dims = embeddings.shape
     print(f"\nbuild {build_id}: {count:,} images, {dims} dimensions")
+    print(
+        f"  same kind: P@1 {score['precision_at_1']:.3f}, P@20 {score['precision_at_20']:.3f}, "
+        f"mAP {score['map']:.3f}"
+    )
+    print(
+        f"  same item: R@1 {score['recall_at_1']:.3f}, R@20 {score['recall_at_20']:.3f} "
+        "(a sample; evaluate.sh measures all)"
+    )
     for path in sorted((folder / "model_repo").rglob("*.*")):
         print(f"  {path.relative_to(folder)}  {path.stat().st_size / 1e6:.1f} MB")
 
@@ -152,20 +213,66 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="build_models.sh",
         description="Train the image encoder, embed the gallery and export both models for Triton.",
     )
-    parser.add_argument("--limit", type=_positive, metavar="N",
-                        help="train on and index only the first N images")
-    parser.add_argument("--epochs", type=_positive, metavar="N",
-                        help=f"passes over the images (default {DEFAULT_EPOCHS})")
-    parser.add_argument("--top-k", type=_positive, default=100, metavar="K",
-                        help="neighbours that the server returns (default 100)")
-    parser.add_argument("--data-dir", type=Path, default=_REPOSITORY_ROOT / "data", metavar="DIR",
-                        help="where the dataset is or goes (default data/)")
-    parser.add_argument("--output-dir", type=Path, default=_REPOSITORY_ROOT, metavar="DIR",
-                        help="where model_repo/ and gallery/ go (default: OUTPUT_DIR of .env)")
+    parser.add_argument(
+        "--limit", type=_positive, metavar="N", help="train on and index only the first N images"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=_positive,
+        metavar="N",
+        help=f"passes over the images (default {DEFAULT_EPOCHS})",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=_positive,
+        default=100,
+        metavar="K",
+        help="neighbours that the server returns (default 100)",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=_REPOSITORY_ROOT / "data",
+        metavar="DIR",
+        help="where the dataset is or goes (default data/)",
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=_REPOSITORY_ROOT,
+        metavar="DIR",
+        help="where model_repo/ and gallery/ go (default: OUTPUT_DIR of .env)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
-    parser.add_argument("--quality", action="store_true",
-                        help="longer training of a larger encoder, up to 30 minutes on 2 cores")
+    parser.add_argument(
+        "--quality",
+        action="store_true",
+        help="longer training of a larger encoder, up to 30 minutes on 2 cores",
+    )
+    parser.add_argument(
+        "--encoder",
+        choices=(_OWN_ENCODER, *PRETRAINED_ENCODERS),
+        default=_OWN_ENCODER,
+        help="fashion (default: trained here) or one with ImageNet weights",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="weights for a pretrained encoder, instead of torchvision's download",
+    )
+    parser.add_argument(
+        "--no-floor",
+        action="store_true",
+        help="publish a full build even when its search quality is too low",
+    )
     options = parser.parse_args(arguments)
+    if options.weights and options.encoder == _OWN_ENCODER:
+        parser.error("--weights belongs to a pretrained encoder: name it with --encoder")
+    # A short or small build is not expected to be good, nor an encoder for other pictures.
+    options.judged = not (
+        options.no_floor or options.limit or options.epochs or options.encoder != _OWN_ENCODER
+    )
     if options.epochs is None:
         options.epochs = QUALITY_EPOCHS if options.quality else DEFAULT_EPOCHS
     return options

@@ -146,7 +146,10 @@ class Client:
         try:
             return all(
                 self._request("GET", path).status == 200
-                for path in ("/v2/health/ready", *(f"/v2/models/{m.name}/ready" for m in contract.MODELS))
+                for path in (
+                    "/v2/health/ready",
+                    *(f"/v2/models/{m.name}/ready" for m in contract.MODELS),
+                )
             )
         except TritonError:
             return False
@@ -176,7 +179,10 @@ class Client:
         response = self._request("GET", path)
         if response.status != 200:
             raise self._error_of(response)
-        return response.json()
+        try:
+            return dict(response.json())
+        except (ValueError, TypeError) as error:
+            raise RequestRejectedError(f"{self.url} gave an unreadable answer: {error}") from error
 
     def _infer_images(
         self, model: contract.ModelSpec, images: Sequence | np.ndarray
@@ -193,10 +199,15 @@ class Client:
         infer_input.set_data_from_numpy(tensor, binary_data=True)
         body, json_size = InferenceServerClient.generate_request_body(
             [infer_input],
-            outputs=[InferRequestedOutput(output.name, binary_data=True) for output in model.outputs],
+            outputs=[
+                InferRequestedOutput(output.name, binary_data=True) for output in model.outputs
+            ],
         )
         response = self._request(
-            "POST", f"/v2/models/{model.name}/infer", body=body, headers={_HEADER_LENGTH: str(json_size)}
+            "POST",
+            f"/v2/models/{model.name}/infer",
+            body=body,
+            headers={_HEADER_LENGTH: str(json_size)},
         )
         if response.status != 200:
             raise self._error_of(response)
@@ -227,7 +238,8 @@ class Client:
             except urllib3.exceptions.HTTPError as error:
                 if _is_timeout(error):
                     raise ServerTimeoutError(
-                        f"Triton at {self.url} did not answer within {self.timeout:g} s."
+                        f"Triton at {self.url} did not answer within {self.timeout:g} s. "
+                        f"If it stays so, stop it and start it again with {_START_COMMAND}"
                     ) from error
                 # Clients that lost the same server must not all come back at once.
                 pause = _FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(1, 2)
@@ -236,9 +248,10 @@ class Client:
                         f"Triton is not reachable at {self.url}. Start it with {_START_COMMAND}"
                     ) from error
                 time.sleep(pause)
+
     def _error_of(self, response: urllib3.BaseHTTPResponse) -> TritonError:
         try:
-            reason = json.loads(response.data)["error"]
+            reason = str(json.loads(response.data)["error"])
         except (ValueError, KeyError, TypeError):
             reason = response.data[:200].decode(errors="replace") or response.reason
         if response.status == 503 or "unknown model" in reason or "is not ready" in reason:
@@ -320,7 +333,9 @@ def to_tensor(image: Image.Image | np.ndarray) -> np.ndarray:
         raise ValueError(f"an image must have pixels, got shape {image.shape}")
     if image.dtype == np.float32:
         if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"a float32 image must have shape (3, height, width), got {image.shape}")
+            raise ValueError(
+                f"a float32 image must have shape (3, height, width), got {image.shape}"
+            )
         return image
     if image.dtype != np.uint8:
         raise TypeError(f"an image must be a Pillow image, uint8 or float32, got {image.dtype}")

@@ -47,9 +47,7 @@ NEIGHBOR_IDS = TensorSpec("OUTPUT__0", "INT64", (TOP_K,))  # gallery ids, best f
 SCORES = TensorSpec("OUTPUT__1", "FP32", (TOP_K,))  # cosine similarity of the same ids
 
 IMAGE_ENCODER = ModelSpec("image_encoder", (IMAGES,), (EMBEDDINGS,))
-VECTOR_SIMILARITY = ModelSpec(
-    "vector_similarity", (QUERY_EMBEDDINGS,), (NEIGHBOR_IDS, SCORES)
-)
+VECTOR_SIMILARITY = ModelSpec("vector_similarity", (QUERY_EMBEDDINGS,), (NEIGHBOR_IDS, SCORES))
 MODELS = (IMAGE_ENCODER, VECTOR_SIMILARITY)
 
 # Both models as one, in a model repository of its own that a server may be started with as well.

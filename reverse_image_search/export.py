@@ -4,6 +4,7 @@ Triton's libtorch backend completes nothing by itself: every tensor of the contr
 ``config.pbtxt`` (https://github.com/triton-inference-server/pytorch_backend).
 """
 
+import io
 import warnings
 from pathlib import Path
 
@@ -30,7 +31,10 @@ def export_torchscript(module: nn.Module, path: Path) -> None:
         # TorchScript is deprecated since 2.11 and stays what Triton's libtorch backend serves.
         warnings.simplefilter("ignore", DeprecationWarning)
         scripted = torch.jit.freeze(torch.jit.script(module.eval()))
-        torch.jit.save(scripted, str(path))
+        # Not straight into the file: a full disk would then be a RuntimeError among many.
+        content = io.BytesIO()
+        torch.jit.save(scripted, content)
+    path.write_bytes(content.getvalue())
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:

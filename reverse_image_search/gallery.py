@@ -109,9 +109,7 @@ def _open_arrays(folder: Path) -> Gallery:
             raise GalleryError(
                 f"{path} cannot be read ({error}). Build it again with {_BUILD_COMMAND}"
             ) from error
-    gallery = Gallery(
-        manifest["build_id"], manifest["dataset"], manifest["class_names"], **arrays
-    )
+    gallery = Gallery(manifest["build_id"], manifest["dataset"], manifest["class_names"], **arrays)
     for images, labels in (("images", "labels"), ("query_images", "query_labels")):
         counts = len(arrays[images]), len(arrays[labels])
         if counts[0] != counts[1]:
@@ -147,7 +145,9 @@ def _read_manifest(folder: Path) -> dict:
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise GalleryError(f"There is no gallery at {folder}. Build it with {_BUILD_COMMAND}") from error
+        raise GalleryError(
+            f"There is no gallery at {folder}. Build it with {_BUILD_COMMAND}"
+        ) from error
     except (OSError, ValueError) as error:
         raise GalleryError(
             f"{path} cannot be read ({error}). Build it again with {_BUILD_COMMAND}"

@@ -1,7 +1,10 @@
 // Shows `data.tiles` as a grid of pictures; a click sends the tile's value to Python as `pick`.
 // Called again whenever the data changes. Tiles are reused, so that keyboard focus stays.
+//
+// A pick is a state value and no trigger: of two triggers in quick succession, Streamlit may drop
+// the later one. The time makes two clicks on the same tile two picks.
 
-export default function ({ data, parentElement, setTriggerValue }) {
+export default function ({ data, parentElement, setStateValue }) {
   const list = parentElement.querySelector("ul");
   list.setAttribute("aria-label", data.label);
   list.classList.toggle("adaptive", data.adaptive);
@@ -14,7 +17,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
       for (const button of list.querySelectorAll("button")) {
         button.setAttribute("aria-pressed", button === item.firstElementChild);
       }
-      setTriggerValue("pick", tile.value);
+      setStateValue("pick", { value: tile.value, time: performance.now() });
     };
   });
   while (list.children.length > data.tiles.length) list.lastElementChild.remove();

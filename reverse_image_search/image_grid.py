@@ -74,9 +74,9 @@ def image_grid(
     """
 
     def picked() -> None:
-        value = st.session_state[key].pick
-        if isinstance(value, str):  # comes from a browser
-            on_pick(value)
+        match st.session_state[key].pick:
+            case {"value": str(value)}:  # it comes from a browser, and may be anything
+                on_pick(value)
 
     _component(
         key=key,

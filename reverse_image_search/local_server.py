@@ -10,6 +10,7 @@ Only the standard library; the `start_inference_server_*.sh` scripts are its fro
 """
 
 import argparse
+import atexit
 import contextlib
 import ctypes
 import fcntl
@@ -24,6 +25,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,7 +243,7 @@ def _say(message: str) -> None:
 def _server_command(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     """Command line and environment of the server; installs it first where it is missing."""
     wheel = _install(options.wheel)
-    backends = _lay_out_backends(wheel)
+    backends = _path_without_spaces(_lay_out_backends(wheel))
     server = wheel / "pytriton" / "tritonserver" / "bin" / "tritonserver"
     repositories = [f"--model-repository={path}" for path in options.model_repository]
     # Nobody gets the key: through these, attackers have taken servers over (CVE-2025-23319).
@@ -324,6 +326,15 @@ def _lay_out_backends(wheel: Path) -> Path:
     _copy_if_changed(stub, backends / "python" / stub.name)
     _copy_if_changed(_PYTORCH_BACKEND, backends / "pytorch" / _PYTORCH_BACKEND.name)
     return backends
+
+
+def _path_without_spaces(backends: Path) -> Path:
+    """`backends`, or a copy of it: Triton hands its path to a shell, without quotes."""
+    if shlex.quote(str(backends)) == str(backends):
+        return backends
+    folder = Path(tempfile.mkdtemp(prefix="reverse_image_search_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(shutil.copytree(backends, folder / "backends"))
 
 
 def _copy_if_changed(source: Path, target: Path) -> None:

@@ -53,7 +53,13 @@ def staging(output_dir: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        finish_publishing(output_dir)
+        try:
+            finish_publishing(output_dir)
+        except OSError as error:
+            raise PublishingError(
+                f"The build is complete, but could not be moved into place ({error}). Mend that; "
+                "the next start of the server, or the next build, moves it."
+            ) from error
 
 
 def finish_publishing(output_dir: Path) -> None:
@@ -86,13 +92,25 @@ def verify(output_dir: Path) -> None:
     try:
         lines = sums.read_text().splitlines()
     except FileNotFoundError:
+        if (output_dir / "model_repo").exists():
+            raise PublishingError(f"{sums} is missing. Build again with {_BUILD_COMMAND}") from None
+        _refuse_during_build(output_dir)
         raise PublishingError(
             f"There are no models in {output_dir / 'model_repo'}. Build them with {_BUILD_COMMAND}"
         ) from None
+    except UnicodeDecodeError:
+        raise PublishingError(f"{sums} is damaged. Build again with {_BUILD_COMMAND}") from None
     if not lines:
         raise PublishingError(f"{sums} is empty. Build again with {_BUILD_COMMAND}")
-    for line in lines:
-        expected, _, name = line.partition("  ")
+    sum_of = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
+    for path in (output_dir / "model_repo").rglob("*"):
+        name = path.relative_to(output_dir).as_posix()
+        if path.is_file() and name not in sum_of:
+            # Triton would serve it.
+            raise PublishingError(
+                f"{path} is no file of this build. Remove it, or build again with {_BUILD_COMMAND}"
+            )
+    for name, expected in sum_of.items():
         path = output_dir / name
         if not path.is_file():
             raise PublishingError(f"{path} is missing. Build again with {_BUILD_COMMAND}")
@@ -125,6 +143,14 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _refuse_during_build(output_dir: Path) -> None:
+    with (
+        contextlib.suppress(FileNotFoundError, PermissionError),
+        _lock(output_dir / ".build" / "build.lock", wait=False),
+    ):
+        pass
 
 
 @contextlib.contextmanager

@@ -13,11 +13,11 @@ _BINS = 12
 
 _STYLE = """<style>
 .card { display: flex; flex-wrap: wrap; gap: 1rem; }
-.card figure { margin: 0; width: 9rem; }
-.card img { width: 9rem; height: 9rem; object-fit: contain; background: #000;
+.card figure { margin: 0; width: clamp(7rem, 30vw, 9rem); }
+.card img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
             border-radius: .5rem; image-rendering: pixelated; }
 .card figcaption, .card .faint { font-size: .8rem; opacity: .8; }
-.card .facts { flex: 1; min-width: 13rem; }
+.card .facts { flex: 1; min-width: 12rem; }
 .card p { margin: 0 0 .3rem; }
 .card .name { font-weight: 600; overflow-wrap: anywhere; }
 .card .bars { display: flex; align-items: end; gap: 2px; height: 2.2rem; max-width: 18rem; }

@@ -10,8 +10,8 @@ from reverse_image_search.augmentation import mirror_half, strong_view
 from reverse_image_search.image_encoder import ImageEncoder
 from reverse_image_search.muon import Muon
 
-DEFAULT_EPOCHS = 10
-QUALITY_EPOCHS = 24
+DEFAULT_EPOCHS = 9
+QUALITY_EPOCHS = 22
 DEFAULT_WIDTH = 32
 QUALITY_WIDTH = 48
 BATCH_SIZE = 384  # also how many images the instance loss tells apart: more is better

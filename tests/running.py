@@ -197,7 +197,8 @@ def start_server(output_dir: Path, *arguments: str) -> Triton:
 def stop_server(server: Triton) -> None:
     """Stop `server`; fail when that leaves a process of it behind."""
     result = server.stop()
-    left = processes_naming(str(server.http_port))
-    if result.returncode != 0 or left:
+    try:
+        assert result.returncode == 0, result.stdout + result.stderr
+        wait_until(lambda: not processes_naming(str(server.http_port)), "all gone", timeout=20)
+    finally:
         server.kill()
-        pytest.fail(f"--stop left {left or 'nothing'}: {result.stdout}{result.stderr}")

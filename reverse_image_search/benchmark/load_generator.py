@@ -9,6 +9,7 @@ generator takes little of the processors that the server needs; it reports what 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import resource
 import selectors
@@ -113,8 +114,16 @@ class TwoJsonCalls(Scenario):
         return self._post(f"/v2/models/{model.name}/infer", body)
 
 
+class Base64Pixels(Scenario):
+    """A peer that reads JSON: float32 pixels as base64."""
+
+    def _first_request(self, pixels: np.ndarray) -> bytes:
+        body = json.dumps({"pixels": base64.b64encode(pixels.tobytes()).decode()}).encode()
+        return self._post("/predict", body, "Content-Type: application/json\r\n")
+
+
 class RawPixels(Scenario):
-    """A peer's own endpoint: float32 pixels in the body, ids and scores in the answer's."""
+    """A peer that reads bytes: float32 pixels."""
 
     def _first_request(self, pixels: np.ndarray) -> bytes:
         headers = "Content-Type: application/octet-stream\r\n"
@@ -125,6 +134,7 @@ SCENARIOS = {
     "one_call": OneCall,
     "two_calls": TwoCalls,
     "two_json_calls": TwoJsonCalls,
+    "base64_pixels": Base64Pixels,
     "raw_pixels": RawPixels,
 }
 
@@ -158,8 +168,10 @@ class _Connection:
         body = bytes(self._received[end + 4 :])
         self._received.clear()
         if not head.startswith(b"HTTP/1.1 200"):
-            raise ConnectionError(f"the server answered {head.splitlines()[0].decode()}: "
-                                  f"{body[:300].decode(errors='replace')}")
+            raise ConnectionError(
+                f"the server answered {head.splitlines()[0].decode()}: "
+                f"{body[:300].decode(errors='replace')}"
+            )
         return head, body
 
 

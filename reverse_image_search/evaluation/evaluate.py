@@ -101,8 +101,14 @@ def evaluate(options: argparse.Namespace) -> None:
         copies = make_copies(gallery.images[original_ids], ALL)
         examples = client.search(copies[: pictures.COPY_EXAMPLES])
         pictures.draw_all(
-            options.pictures, gallery, query_labels, served, neighbors.ids,
-            copies, original_ids, examples.ids,
+            options.pictures,
+            gallery,
+            query_labels,
+            served,
+            neighbors.ids,
+            copies,
+            original_ids,
+            examples.ids,
         )
 
 
@@ -242,17 +248,35 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="evaluate.sh", description="Measure how good the search of the running server is."
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
-    parser.add_argument("--pictures", type=Path, default=_REPOSITORY_ROOT / "doc", metavar="DIR",
-                        help="where the pictures go (default doc/)")
-    parser.add_argument("--queries", type=_positive, metavar="N",
-                        help="ask with the first N test images only")
-    parser.add_argument("--copies", type=_positive, default=2000, metavar="N",
-                        help="copies of each kind (default 2000)")
-    parser.add_argument("--url", default=os.environ.get("TRITON_URL", "http://127.0.0.1:8000"),
-                        help="address of the server (default: TRITON_URL)")
-    parser.add_argument("--output-dir", type=Path, metavar="DIR",
-                        default=Path(os.environ.get("OUTPUT_DIR", _REPOSITORY_ROOT)),
-                        help="folder that holds gallery/ (default: OUTPUT_DIR of .env)")
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        default=_REPOSITORY_ROOT / "doc",
+        metavar="DIR",
+        help="where the pictures go (default doc/)",
+    )
+    parser.add_argument(
+        "--queries", type=_positive, metavar="N", help="ask with the first N test images only"
+    )
+    parser.add_argument(
+        "--copies",
+        type=_positive,
+        default=2000,
+        metavar="N",
+        help="copies of each kind (default 2000)",
+    )
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("TRITON_URL", "http://127.0.0.1:8000"),
+        help="address of the server (default: TRITON_URL)",
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        default=Path(os.environ.get("OUTPUT_DIR", _REPOSITORY_ROOT)),
+        help="folder that holds gallery/ (default: OUTPUT_DIR of .env)",
+    )
     return parser.parse_args(arguments)
 
 

@@ -35,12 +35,14 @@ def score_same_kind(
     for queries, similarity in _similarities(query_embeddings, gallery_embeddings):
         hits = ranked_hits(similarity, query_labels[queries, None] == gallery_labels)
         average_precision, map_at_r = average_precisions(hits)
-        chunks.append({
-            "precision_at_1": precision_at(hits, 1),
-            "precision_at_20": precision_at(hits, 20),
-            "map": average_precision,
-            "map_at_r": map_at_r,
-        })
+        chunks.append(
+            {
+                "precision_at_1": precision_at(hits, 1),
+                "precision_at_20": precision_at(hits, 20),
+                "map": average_precision,
+                "map_at_r": map_at_r,
+            }
+        )
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 

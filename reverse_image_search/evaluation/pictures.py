@@ -82,11 +82,18 @@ def _draw_bars(
         means = np.array([sample.mean() for sample in samples])
         intervals = np.array([bootstrap_interval(sample) for sample in samples]).T
         spread = np.maximum(np.abs(intervals - means), 0)
-        axes.barh(places + offset, means, 0.38, xerr=spread, color=color, label=metric,
-                  error_kw={"lw": 1})
+        axes.barh(
+            places + offset, means, 0.38, xerr=spread, color=color, label=metric, error_kw={"lw": 1}
+        )
         for place, mean in zip(places + offset, means, strict=True):
-            axes.text(0.005, place, f"{mean:.3f}", va="center", fontsize=8,
-                      color="white" if color == _BLUE else "black")
+            axes.text(
+                0.005,
+                place,
+                f"{mean:.3f}",
+                va="center",
+                fontsize=8,
+                color="white" if color == _BLUE else "black",
+            )
     axes.set_yticks(places, names)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.02)
@@ -133,7 +140,8 @@ def _draw_examples(
                 axes.plot([0, 1], [1, 0], transform=axes.transAxes, color=_RED, lw=1.5)
     figure.suptitle(
         "Queries (framed) and their nearest gallery images, best first.\n"
-        "Crossed out: another class. Green: the original of the copy.", fontsize=9
+        "Crossed out: another class. Green: the original of the copy.",
+        fontsize=9,
     )
     figure.savefig(folder / "example_queries.png", dpi=110)
     plt.close(figure)

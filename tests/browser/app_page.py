@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -24,8 +26,9 @@ _READ_TILES = """tiles => tiles.map(tile => ({
 
 # Clicks a picture and resolves to the milliseconds until card and results of it are painted.
 _CLICK_AND_MEASURE = """([testId, value, name, ids]) => new Promise((resolve, reject) => {
-    const tiles = (kind) => [...document.querySelectorAll('[data-testid="stBidiComponentIsolated"]')]
-        .flatMap((host) => [...(host.shadowRoot ?? host).querySelectorAll(`[data-testid=${kind}]`)]);
+    const grids = () => [...document.querySelectorAll('[data-testid="stBidiComponentIsolated"]')];
+    const tiles = (kind) => grids().flatMap(
+        (grid) => [...grid.shadowRoot.querySelectorAll(`[data-testid=${kind}]`)]);
     const start = performance.now();
     tiles(testId).find((tile) => tile.dataset.value === value).click();
     const check = () => {
@@ -82,6 +85,14 @@ class AppPage:
 
     def __init__(self, page: Page) -> None:
         self.page = page
+        self.errors: list[str] = []  # of the page's own scripts
+        page.on("pageerror", lambda error: self._note(str(error)))
+        page.on("console", lambda message: message.type == "error" and self._note(message.text))
+
+    def _note(self, error: str) -> None:
+        # A connection that breaks is not the page's fault, and some tests break it.
+        if not re.search("Failed to (load|fetch)|[Ww]eb ?[Ss]ocket|disconnected|ERR_", error):
+            self.errors.append(error)
 
     @property
     def results(self) -> list[Tile]:
@@ -116,15 +127,15 @@ class AppPage:
     def tile(self, kind: str, value: str) -> Locator:
         return self.page.locator(f'[data-testid={kind}][data-value="{value}"]')
 
-    def wait_for_query(self, name: str) -> None:
+    def wait_for_query(self, name: str, timeout: float = PATIENCE) -> None:
         """Wait until the query called `name` is searched for and its results are there."""
-        expect(self.card.locator(".name")).to_contain_text(name, timeout=PATIENCE)
+        expect(self.card.locator(".name")).to_contain_text(name, timeout=timeout)
         self.page.get_by_test_id("result").first.wait_for(timeout=PATIENCE)
 
     def wait_for_problem(self, text: str) -> None:
-        """Wait until the page says `text`; there must be no results then."""
+        """Wait until the page says `text`, and shows no results."""
         expect(self.problem).to_contain_text(text, timeout=PATIENCE)
-        assert self.results == []
+        expect(self.page.get_by_test_id("result")).to_have_count(0, timeout=PATIENCE)
 
     def start_click(self, kind: str, value: str, name: str, ids: list[int]) -> None:
         """Click without waiting; `end_click` tells how long the repaint took."""
@@ -139,12 +150,10 @@ class AppPage:
         """Milliseconds from the last click until everything that belongs to it was painted."""
         return self.page.evaluate("window.repaint")
 
-    def upload(self, name: str, data: bytes) -> None:
+    def upload(self, path: Path) -> None:
         """Choose a file of one's own."""
         self.choose_source("Upload")
-        self.page.locator("input[type=file]").set_input_files(
-            {"name": name, "mimeType": "application/octet-stream", "buffer": data}
-        )
+        self.page.locator("input[type=file]").set_input_files(path)
 
     def choose_source(self, source: str) -> None:
         self.page.get_by_role("radio", name=source).click()
@@ -157,6 +166,7 @@ class AppPage:
 def open_app(browser: Browser, url: str, **context_options) -> AppPage:
     """Open the app in a browser session of its own and wait until it shows something."""
     page = browser.new_context(**context_options).new_page()
+    app_page = AppPage(page)
     for attempt in range(5):
         try:
             page.goto(url, timeout=PATIENCE)
@@ -169,4 +179,4 @@ def open_app(browser: Browser, url: str, **context_options) -> AppPage:
             # as they do when a container starts beside.
             if attempt == 4:
                 raise
-    return AppPage(page)
+    return app_page

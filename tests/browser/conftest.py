@@ -126,7 +126,7 @@ def start_app(tmp_path: Path) -> Iterator[Callable[[Triton, Path], App]]:
 def open_page(browser, app: App) -> Iterator[Callable]:
     """``open_page(address="", app=app, **context_options)``: the app in a session of its own.
 
-    Afterwards no page may have met an error of its own or asked anybody but the app for anything.
+    Afterwards no page's own scripts may have met an error.
     """
     from tests.browser.app_page import open_app
 
@@ -140,6 +140,7 @@ def open_page(browser, app: App) -> Iterator[Callable]:
     yield open_it
     for page in pages:
         page.page.context.close()
+    assert [page.errors for page in pages if page.errors] == []
 
 
 @pytest.fixture(scope="package")

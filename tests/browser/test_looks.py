@@ -48,10 +48,8 @@ def test_rows_of_five_and_on_a_phone_of_three(open_page, viewport, columns):
         "tiles => tiles.map(tile => Math.round(tile.getBoundingClientRect().top))"
     )
     assert tops.count(tops[0]) == columns
-    overflow = page.page.evaluate(
-        "document.querySelector('.stMain').scrollWidth - document.querySelector('.stMain').clientWidth"
-    )
-    assert overflow == 0
+    main = page.page.get_by_test_id("stMain")
+    assert main.evaluate("main => main.scrollWidth - main.clientWidth") == 0
 
 
 def test_pictures_are_enlarged_without_blur(open_page):

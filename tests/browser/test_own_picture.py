@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from reverse_image_search.image_file import read_image, to_query
 from tests.browser.app_page import PATIENCE
-from tests.image_corpus import corpus, encoded
+from tests.image_corpus import data_of, encoded
 
 SOUND = [
     "png_RGB.png", "png_alpha.png", "png_16_bit_grey.png", "jpeg_CMYK.jpg", "exif_6.jpg",
@@ -15,7 +15,7 @@ SOUND = [
 ]  # fmt: skip
 UNSOUND = {
     "text.png": "no PNG, JPEG, WebP, GIF or BMP image",
-    "tiff.tiff": "no PNG, JPEG, WebP, GIF or BMP image",
+    "photoshop.png": "no PNG, JPEG, WebP, GIF or BMP image",
     "20000x20000.png": "has 400 megapixels; at most 25 are read",
     "truncated_50.jpg": "damaged or cut short",
     "10000_scans.jpg": "more scans than any camera writes",
@@ -23,9 +23,17 @@ UNSOUND = {
 }
 
 
-def _file(name):
-    (found,) = (file for file in corpus() if file.name == name)
-    return found.data
+@pytest.fixture
+def on_disk(tmp_path):
+    """``on_disk(name, data=...)``: path of a file, by default the corpus's of that name."""
+
+    def write(name, data=None):
+        if data is None:
+            data = data_of(name)
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    return write
 
 
 def _photo_of(image, size=300):
@@ -38,11 +46,11 @@ def _photo_of(image, size=300):
 
 
 def test_photo_is_made_like_the_gallery_and_finds_its_own_picture(
-    open_page, gallery, found_by_server
+    open_page, gallery, found_by_server, on_disk
 ):
     data = encoded(_photo_of(gallery.images[11]), "PNG")
     page = open_page()
-    page.upload("coat.png", data)
+    page.upload(on_disk("coat.png", data))
     page.wait_for_query("coat.png")
 
     pixels = to_query(read_image(data).pixels, crop=True, invert=True)
@@ -55,10 +63,12 @@ def test_photo_is_made_like_the_gallery_and_finds_its_own_picture(
     assert labels.count(gallery.label_name(11)) > len(labels) / 2
 
 
-def test_inversion_is_automatic_visible_and_reversible(open_page, gallery, found_by_server):
+def test_inversion_is_automatic_visible_and_reversible(
+    open_page, gallery, found_by_server, on_disk
+):
     data = encoded(_photo_of(gallery.images[11]), "PNG")
     page = open_page()
-    page.upload("coat.png", data)
+    page.upload(on_disk("coat.png", data))
     page.wait_for_query("coat.png")
     toggle = page.page.get_by_role("switch", name="Invert")
     expect(toggle).to_be_checked()
@@ -75,12 +85,13 @@ def test_inversion_is_automatic_visible_and_reversible(open_page, gallery, found
     assert [tile.id for tile in page.results] == found_by_server(pixels)[0]
 
 
-def test_exact_copy_of_a_gallery_picture_is_marked(open_page, gallery):
+def test_exact_copy_of_a_gallery_picture_is_marked(open_page, gallery, on_disk):
     page = open_page()
     framed = np.pad(gallery.images[11], 40)  # cropping has something to do
-    page.upload("copy.png", encoded(Image.fromarray(framed), "PNG"))
+    page.upload(on_disk("framed.png", encoded(Image.fromarray(framed), "PNG")))
+    page.wait_for_query("framed.png")
+    page.upload(on_disk("copy.png", encoded(Image.fromarray(gallery.images[11]), "PNG")))
     page.wait_for_query("copy.png")
-    page.upload("copy.png", encoded(Image.fromarray(gallery.images[11]), "PNG"))
     page.page.get_by_text("Crop to the object").click()
 
     expect(page.page.get_by_text("same picture")).to_be_visible(timeout=PATIENCE)
@@ -90,21 +101,24 @@ def test_exact_copy_of_a_gallery_picture_is_marked(open_page, gallery):
 def test_picture_from_the_camera(open_page):
     page = open_page(permissions=["camera"])
     page.choose_source("Camera")
+    page.page.wait_for_function(
+        "document.querySelector('video')?.readyState >= 2"
+    )  # it has a picture
     page.page.get_by_role("button", name="Take Photo").click(timeout=PATIENCE)
 
     page.wait_for_query(".jpg")
     assert len(page.results) == 20
 
 
-def test_files_of_every_kind(open_page):
+def test_files_of_every_kind(open_page, on_disk):
     """One after the other in one session, as somebody would who tries to break it."""
     page = open_page()
     for name in SOUND:
-        page.upload(name, _file(name))
+        page.upload(on_disk(name))
         page.wait_for_query(name)
         assert len(page.results) == 20, name
     for name, reason in UNSOUND.items():
-        page.upload(name, _file(name))
+        page.upload(on_disk(name))
         page.wait_for_problem(name)
         page.wait_for_problem(reason)
     page.choose_source("Test images")
@@ -112,9 +126,9 @@ def test_files_of_every_kind(open_page):
     print(f"\n{len(SOUND)} odd files searched for, {len(UNSOUND)} refused with a reason; none lost")
 
 
-def test_file_that_is_too_large_is_refused_before_it_is_sent(open_page):
+def test_file_that_is_too_large_is_refused_before_it_is_sent(open_page, on_disk):
     page = open_page()
-    page.upload("large.png", _file("21_megabytes.png"))
+    page.upload(on_disk("21_megabytes.png"))
 
     expect(page.page.get_by_text("File must be 20.0MB or smaller")).to_be_visible(timeout=PATIENCE)
 

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-CLICKS, SESSIONS, ROUNDS = 15, 10, 4
+CLICKS, SESSIONS, ROUNDS = 15, 10, 3
 MAX_REPAINT = 300  # milliseconds, for one visitor on an idle machine
 
 
@@ -33,6 +33,16 @@ def test_repaint_after_a_click(open_page, query_of):
     )
     # The fastest of many says what the page costs; the others, what else the machine is doing.
     assert min(times) < MAX_REPAINT
+
+
+def test_clicks_that_overtake_each_other_end_at_the_last(open_page, query_of):
+    """Every click interrupts the drawing of the one before, at another place each time."""
+    page = open_page()
+    for pause in (0, 10, 30, 60, 100, 150):  # milliseconds
+        for index in (1, 2, 3, 4, 0):
+            page.start_click("query", f"test-{index}", *query_of(index))
+            page.page.wait_for_timeout(pause)
+        page.end_click()
 
 
 def test_ten_sessions_at_once_see_only_their_own_results(open_page, query_of):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tests.docker.containers import (
     docker,
     left_behind,
 )
-from tests.running import BIN, BUILD_TIMEOUT, script_environment, skip_or_fail
+from tests.running import BIN, BUILD_TIMEOUT, script_environment, skip_or_fail, wait_until
 
 HERE = Path(__file__).resolve().parent
 OUR_IMAGES = ("reverse_image_search-app", "reverse_image_search-build")
@@ -100,6 +101,14 @@ def nothing_left() -> Iterator[None]:
     assert left == []
 
 
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
 @pytest.fixture(scope="session")
 def page_text() -> Iterator[Callable[[str, str], str]]:
     """``page_text(url, wanted)``: the text of a page once `wanted` stands in it."""
@@ -113,6 +122,7 @@ def page_text() -> Iterator[Callable[[str, str], str]]:
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
 
         def read(url: str, wanted: str) -> str:
+            wait_until(lambda: answers(f"{url}/_stcore/health"), f"an app at {url}")
             page = browser.new_page()
             try:
                 page.goto(url, timeout=60_000)

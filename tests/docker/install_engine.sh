@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Installs and starts what tests/docker needs, on Debian, as root: a Docker engine, Compose,
-# mmdebstrap for the stand-in images. Does nothing where all of it is there.
+# mmdebstrap for the stand-in images, Prometheus for the queries of the dashboard. Does nothing
+# where all of it is there.
 #
 # Usage: tests/docker/install_engine.sh
 set -euo pipefail
 
-readonly PACKAGES=(docker.io docker-compose iptables mmdebstrap)
+readonly PACKAGES=(docker.io docker-compose iptables mmdebstrap prometheus)
 
 main() {
   if (($#)); then
     sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2
     exit 2
   fi
-  if ! all_installed dockerd docker-compose mmdebstrap; then
+  if ! all_installed dockerd docker-compose mmdebstrap prometheus; then
     apt-get -o DPkg::Lock::Timeout=600 --quiet update
     DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 --quiet --yes \
       --no-install-recommends install "${PACKAGES[@]}"

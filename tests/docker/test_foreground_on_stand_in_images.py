@@ -3,6 +3,8 @@ real engine, with the stand-in images that the tests' names tell."""
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,18 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.docker.containers import (
-    APP_CONTAINER,
     GALLERY_SIZE,
     START,
     ContainerBuild,
     Foreground,
     Ports,
     assert_searches_right,
-    docker,
     kill_tritonserver,
     left_behind,
 )
-from tests.running import run_script, start_server, stop_server, wait_until
+from tests.running import run_script, start_server, stop_server
 
 
 @pytest.fixture
@@ -52,19 +52,41 @@ def test_foreground_server_in_stand_in_triton_image_survives_a_crash_and_obeys_c
     assert left_behind() == []
 
 
-def test_server_in_stand_in_triton_image_gives_up_on_a_model_that_does_not_load(
-    stand_in_images: None, variables: dict[str, str], tmp_path: Path, nothing_left: None
+@pytest.fixture
+def broken_build(container_build: ContainerBuild, tmp_path: Path) -> Path:
+    """A build whose files pass for what the build wrote, but whose configurations are nonsense."""
+    output_dir = tmp_path / "broken"
+    shutil.copytree(container_build.output_dir, output_dir)
+    sums = output_dir / "gallery" / "SHA256SUMS"
+    for config in (output_dir / "model_repo").glob("*/config.pbtxt"):
+        before = hashlib.sha256(config.read_bytes()).hexdigest()
+        config.write_text("nonsense")
+        after = hashlib.sha256(config.read_bytes()).hexdigest()
+        sums.write_text(sums.read_text().replace(before, after))
+    return output_dir
+
+
+@pytest.mark.parametrize("option", ["--detach", None])
+def test_server_in_stand_in_triton_image_that_never_gets_ready_is_given_up(
+    container_build: ContainerBuild,
+    variables: dict[str, str],
+    option: str | None,
+    broken_build: Path,
+    nothing_left: None,
 ) -> None:
-    model = tmp_path / "model_repo" / "image_encoder"
-    (model / "1").mkdir(parents=True)
-    (model / "1" / "model.pt").write_bytes(b"no TorchScript")
-    (model / "config.pbtxt").write_text('platform: "pytorch_libtorch" nonsense')
-    sums = tmp_path / "gallery" / "SHA256SUMS"
-    sums.parent.mkdir()
-    sums.write_text("")
-    # The script's own check would find the damage first; the container is what is tested here.
-    started = run_script(START, "--detach", **variables | {"OUTPUT_DIR": str(tmp_path)})
-    assert started.returncode == 1
+    arguments = [option] if option else []
+    started = run_script(START, *arguments, **variables | {"OUTPUT_DIR": str(broken_build)})
+    output = started.stdout + started.stderr
+    assert started.returncode == 1, output
+    assert "before it was ready" in started.stderr
+    assert "image_encoder" in output, "the server's own log says which model"
+    assert left_behind() == []
+
+
+def test_stop_without_a_server_container_says_so(engine: None, nothing_left: None) -> None:
+    stopped = run_script(START, "--stop", RUNTIME="docker")
+    assert stopped.returncode == 0
+    assert "No server container of this project runs" in stopped.stdout
 
 
 @pytest.mark.parametrize("option", ["--detach", None])
@@ -91,15 +113,32 @@ def test_app_in_stand_in_python_image_finds_a_server_of_the_local_runtime(
     nothing_left: None,
 ) -> None:
     local_server = start_server(container_build.output_dir)
+    variables = local_server.environment | {"RUNTIME": "docker", "APP_PORT": str(ports.app)}
+    script = Foreground("start_app.sh", tmp_path / "log", variables)
     try:
-        variables = local_server.environment | {"RUNTIME": "docker", "APP_PORT": str(ports.app)}
-        script = Foreground("start_app.sh", tmp_path / "log", variables)
-        wait_until(lambda: docker("ps", "--quiet", "--filter", f"name={APP_CONTAINER}"), "the app")
+        script.wait_for("Open http://localhost")
         text = page_text(f"http://127.0.0.1:{ports.app}", "similar images out of")
         assert f"Top 20 similar images out of {GALLERY_SIZE:,}" in text
-        assert script.press_ctrl_c() == 0, script.output
     finally:
+        code = script.press_ctrl_c()
         stop_server(local_server)
+    assert code == 0, script.output
+
+
+def test_demo_on_stand_in_images_serves_the_page_and_ctrl_c_leaves_nothing(
+    container_build: ContainerBuild,
+    variables: dict[str, str],
+    ports: Ports,
+    page_text: Callable[[str, str], str],
+    tmp_path: Path,
+    nothing_left: None,
+) -> None:
+    script = Foreground("demo.sh", tmp_path / "log", variables)
+    script.wait_for(f"Open http://localhost:{ports.app}/")
+    text = page_text(f"http://127.0.0.1:{ports.app}", "similar images out of")
+    assert f"Top 20 similar images out of {GALLERY_SIZE:,}" in text
+    assert script.press_ctrl_c() == 130, script.output
+    assert left_behind() == [], script.output
 
 
 def test_gpu_script_without_a_gpu_says_so(

@@ -171,11 +171,3 @@ def test_background_server_in_stand_in_triton_image_comes_back_after_a_crash(
     )
     wait_until(lambda: is_ready(server), "READY after a crash")
     assert_searches_right(server, container_build.output_dir)
-
-
-def test_stop_in_stand_in_triton_image_leaves_nothing(
-    container_build: ContainerBuild, nothing_left: None
-) -> None:
-    again = run_script(START, "--stop", RUNTIME="docker")
-    assert again.returncode == 0
-    assert "No server container of this project runs" in again.stdout

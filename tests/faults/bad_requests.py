@@ -457,8 +457,9 @@ def _json_of_shape(model: contract.ModelSpec, shape: list[int]) -> HttpRequest:
     return HttpRequest(f"{model.name} JSON shape {shape}", f"/v2/models/{model.name}/infer", body)
 
 
-def _nested(model: contract.ModelSpec, name: str, body: bytes) -> HttpRequest:
-    return HttpRequest(f"{model.name} {name}", f"/v2/models/{model.name}/infer", body)
+def _body(model: contract.ModelSpec, name: str, body: bytes, **headers: str) -> HttpRequest:
+    path = f"/v2/models/{model.name}/infer"
+    return HttpRequest(f"{model.name} {name}", path, body, headers)
 
 
 # Each of these ends tritonserver 2.51.0 or the process of a model (doc/faults.md says how).
@@ -466,15 +467,21 @@ KILLERS = [
     _json_of_shape(contract.IMAGE_ENCODER, [2**40, 3, 1, 1]),
     _json_of_shape(contract.IMAGE_ENCODER, [1, 3, 2**62, 2**62]),
     _json_of_shape(contract.VECTOR_SIMILARITY, [1, 2**40]),
-    _nested(
+    _body(
         contract.IMAGE_ENCODER,
         "data nested 100,000 deep",
         b'{"inputs":[{"name":"INPUT__0","shape":[1,3,1,1],"datatype":"FP32","data":'
         + b"[" * 100_000 + b"0,0,0" + b"]" * 100_000 + b"}]}",
     ),
-    _nested(
+    _body(
         contract.VECTOR_SIMILARITY,
         "parameters nested 1,000,000 deep",
         b'{"parameters":' + b'{"a":' * 1_000_000 + b"1" + b"}" * 1_000_000 + b',"inputs":[]}',
+    ),
+    _body(
+        contract.IMAGE_ENCODER,
+        "body in 1,000,000 chunks of a byte",
+        b"1\r\n{\r\n" * 1_000_000 + b"0\r\n\r\n",
+        **{"Transfer-Encoding": "chunked"},
     ),
 ]  # fmt: skip

@@ -173,9 +173,3 @@ def run_as_nobody(command: list[str | Path], **kwargs) -> subprocess.CompletedPr
     if os.geteuid() == 0:
         command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
     return subprocess.run(command, capture_output=True, text=True, **kwargs)
-
-
-# DEVELOPMENT ONLY
-@pytest.fixture(scope="session")
-def small_build():
-    return Path("/tmp/faults/build")

@@ -65,6 +65,11 @@ def press_ctrl_c(process: subprocess.Popen) -> int:
     return process.wait(START_TIMEOUT)
 
 
+def all_gone(family: set[int]) -> None:
+    """Whether they ended; killed processes take a moment to give their memory back."""
+    wait_until(lambda: not any(map(is_running, family)), f"{family} gone", timeout=20)
+
+
 def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
@@ -102,7 +107,7 @@ def test_detach_returns_when_ready_and_stop_leaves_nothing(settings, small_build
 
     stopped = run_script(SERVER, "--stop", cwd=tmp_path, **settings)
     assert stopped.returncode == 0, stopped.stderr
-    assert [pid for pid in family if is_running(pid)] == []
+    all_gone(family)
     assert not processes_naming(port)
 
     nothing = run_script(SERVER, "--stop", **settings)
@@ -129,7 +134,7 @@ def test_ctrl_c_stops_the_server_in_the_foreground(settings, small_build, tmp_pa
 
         assert press_ctrl_c(process) == 0
 
-        assert [pid for pid in family if is_running(pid)] == []
+        all_gone(family)
         assert not processes_naming(port)
 
 
@@ -143,7 +148,7 @@ def test_a_closed_terminal_stops_the_server_too(settings, tmp_path, signal_):
         process.send_signal(signal_)
         process.wait(START_TIMEOUT)
 
-        assert [pid for pid in family if is_running(pid)] == []
+        all_gone(family)
 
 
 def test_ctrl_c_while_the_server_starts_stops_it(settings, tmp_path):
@@ -160,7 +165,7 @@ def test_ctrl_c_while_the_server_starts_stops_it(settings, tmp_path):
 
         press_ctrl_c(process)
 
-        assert [pid for pid in family if is_running(pid)] == []
+        all_gone(family)
 
 
 def test_app_answers_and_ctrl_c_stops_it(settings, tmp_path):
@@ -176,7 +181,7 @@ def test_app_answers_and_ctrl_c_stops_it(settings, tmp_path):
 
         press_ctrl_c(process)
 
-        assert [pid for pid in family if is_running(pid)] == []
+        all_gone(family)
         assert not answers(page)
 
 
@@ -200,7 +205,7 @@ def test_demo_serves_the_page_and_ctrl_c_leaves_nothing(settings, tmp_path):
 
         press_ctrl_c(process)
 
-        assert [pid for pid in family if is_running(pid)] == []
+        all_gone(family)
         assert not answers(page)
         assert not answers(f"{server}/v2/health/live")
         assert "Stopped the server" in log.read_text()

@@ -24,7 +24,8 @@ def test_strong_view_gives_images_of_the_same_shape():
     images = torch.rand(20, 1, 28, 28)
     views = strong_view(images)
     assert views.shape == images.shape
-    assert 0.0 <= views.min() and views.max() <= 1.0
+    assert views.min() >= 0.0
+    assert views.max() <= 1.0
     assert (views - images).abs().mean(dim=(1, 2, 3)).min() > 0.01, "each image changes"
 
 

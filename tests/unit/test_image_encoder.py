@@ -107,7 +107,8 @@ def test_exported_equals_eager(encoder, exported, shape: tuple[int, ...]):
 
 def test_no_device_is_baked_in(encoder: ImageEncoder):
     on_meta = ImageEncoder().to("meta")
-    assert {tensor.device.type for tensor in (*on_meta.parameters(), *on_meta.buffers())} == {"meta"}
+    tensors = [*on_meta.parameters(), *on_meta.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert on_meta(torch.empty(2, 3, 28, 28, device="meta")).shape == (2, encoder.embedding_dim)
 
 

@@ -25,6 +25,7 @@ from tests.image_corpus import (
     WHITE,
     Expected,
     corpus,
+    data_of,
     encoded,
     quadrants,
 )
@@ -61,11 +62,6 @@ def _center_of(photo, quadrant):
     height, width = photo.pixels.shape[:2]
     row, column = quadrant
     return photo.pixels[(2 * row + 1) * height // 4, (2 * column + 1) * width // 4]
-
-
-def _file(name):
-    (found,) = (file for file in corpus() if file.name == name)
-    return found.data
 
 
 def test_corpus_is_large_enough():
@@ -124,7 +120,7 @@ def test_no_file_takes_two_seconds_or_half_a_gigabyte(tmp_path):
 
 @pytest.mark.parametrize("name", ["png_RGB.png", "bmp_RGB.bmp", "webp_lossless.webp", "gif.gif"])
 def test_quadrants_keep_their_places(name):
-    photo = read_image(_file(name))
+    photo = read_image(data_of(name))
 
     assert photo.size == (64, 48)
     assert photo.notes == ()
@@ -146,7 +142,7 @@ def test_quadrants_keep_their_places(name):
     ],
 )
 def test_exif_orientation_is_applied(orientation, upper_left, size):
-    photo = read_image(_file(f"exif_{orientation}.jpg"))
+    photo = read_image(data_of(f"exif_{orientation}.jpg"))
 
     assert photo.pixels.shape[:2] == size[::-1]
     assert np.abs(_center_of(photo, (0, 0)).astype(int) - upper_left).max() <= 4
@@ -154,14 +150,14 @@ def test_exif_orientation_is_applied(orientation, upper_left, size):
 
 
 def test_cmyk_becomes_rgb():
-    photo = read_image(_file("jpeg_CMYK.jpg"))
+    photo = read_image(data_of("jpeg_CMYK.jpg"))
 
     assert np.abs(_center_of(photo, (0, 0)).astype(int) - RED).max() <= 8
 
 
 def test_16_bit_is_scaled_not_clipped():
-    grey = read_image(_file("png_16_bit_grey.png")).pixels
-    rgb = read_image(_file("png_16_bit_rgb.png")).pixels
+    grey = read_image(data_of("png_16_bit_grey.png")).pixels
+    rgb = read_image(data_of("png_16_bit_rgb.png")).pixels
 
     assert (grey[0, 0] == 0).all()
     assert (grey[-1, -1] == 255).all()
@@ -187,7 +183,7 @@ def test_transparent_ground_is_what_the_picture_stands_out_from():
 
 @pytest.mark.parametrize("name", ["gif_animated.gif", "webp_animated.webp", "png_animated.png"])
 def test_first_frame_of_an_animation_is_taken(name):
-    photo = read_image(_file(name))
+    photo = read_image(data_of(name))
 
     assert "animated" in photo.notes[0]
     assert np.abs(_center_of(photo, (0, 0)).astype(int) - RED).max() <= 8
@@ -210,7 +206,7 @@ def test_first_frame_of_an_animation_is_taken(name):
 )
 def test_reason_is_named(name, reason):
     with pytest.raises(ImageFileError, match=reason):
-        read_image(_file(name))
+        read_image(data_of(name))
 
 
 def test_client_sees_pillow_images_as_a_person_does():

@@ -344,11 +344,10 @@ serve_in_background() {
   }
   until server_is_ready; do
     restarts="$(docker inspect --format '{{.RestartCount}}' "$SERVER_CONTAINER")"
-    if ((restarts >= DEATHS_BEFORE_READY || SECONDS > deadline)); then
-      docker logs --tail 40 "$SERVER_CONTAINER" >&2
-      stop_container "$SERVER_CONTAINER"
-      remove_network_if_unused
-      die "the server was not READY within $READY_TIMEOUT s, or died $restarts times before. Its log is above."
+    if ((restarts >= DEATHS_BEFORE_READY)); then
+      give_up "the server ended $restarts times before it was ready"
+    elif ((SECONDS > deadline)); then
+      give_up "the server was not ready within $READY_TIMEOUT s"
     fi
     sleep 0.3
   done
@@ -356,4 +355,12 @@ serve_in_background() {
   docker logs "$SERVER_CONTAINER" 2>&1 |
     awk '/^\| Model /{print above; inside = 1} /^$/{inside = 0} inside; {above = $0}'
   say_ready "log: docker logs $SERVER_CONTAINER"
+}
+
+# Ends serve_in_background with the server's own log and the reason $1.
+give_up() {
+  docker logs --tail 60 "$SERVER_CONTAINER" >&2
+  stop_container "$SERVER_CONTAINER"
+  remove_network_if_unused
+  die "given up: $1. Its own log above says why."
 }

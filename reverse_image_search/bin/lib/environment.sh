@@ -28,6 +28,9 @@ read_settings() {
     name="${line%%=*}"
     [[ -v $name ]] || export "$name=${line#*=}"
   done <"$REPO_ROOT/.env"
+  for name in TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT APP_PORT; do
+    [[ ${!name} =~ ^[0-9]{1,5}$ ]] || die "$name is '${!name}', which is no port number."
+  done
   [[ $OUTPUT_DIR == /* ]] || OUTPUT_DIR="$REPO_ROOT/$OUTPUT_DIR"
   OUTPUT_DIR="${OUTPUT_DIR%/.}"
   export OUTPUT_DIR
@@ -64,7 +67,6 @@ has_nvidia_gpu() {
 # Dies when something listens on a port that this script needs; $1 is the port's variable name.
 check_port_free() {
   local name="$1" port="${!1}" owner=""
-  [[ $port =~ ^[0-9]+$ ]] || die "$name is '$port', which is no port number."
   if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
     if command -v ss >/dev/null; then
       owner="$(ss -ltnpH "sport = :$port" | sed -n 's/.*users:(("\([^"]*\)",pid=\([0-9]*\).*/ by \1 (process \2)/p' | head -n 1)"

@@ -1,0 +1,111 @@
+"""Exact search in galleries of 60 thousand to 6 million vectors.
+
+    python -m reverse_image_search.benchmark.growth --sizes 60000 600000 6000000
+
+Real embeddings of the build, repeated with noise, so that the neighbourhoods stay real. Each size
+is built, saved and measured in a process of its own, which bounds the memory and shows its peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reverse_image_search.export import export_torchscript, load_torchscript
+from reverse_image_search.vector_similarity import VectorSimilarity
+
+_NOISE = 0.02  # standard deviation, of each number of a unit vector
+_BATCH_SIZE = 32
+
+
+def main() -> int:
+    """Print a row for each size; write them with --json, draw them with --plot."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--embeddings", type=Path, required=True, help=".npy, (N, D) float32")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[60_000, 600_000, 6_000_000])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    embeddings = np.load(options.embeddings)
+    context = multiprocessing.get_context("spawn")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in options.sizes:
+            path = Path(folder) / str(size) / "model.pt"
+            _in_process(context, _write, embeddings, size, path)
+            rows.append(_in_process(context, _measure, embeddings, size, path))
+            path.unlink()
+            print(json.dumps(rows[-1]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+    if options.plot:
+        from reverse_image_search.benchmark.__main__ import describe_machine
+        from reverse_image_search.benchmark.plot import plot_growth
+
+        plot_growth(rows, describe_machine(), options.plot)
+    return 0
+
+
+def _in_process(context, function, *arguments):
+    with context.Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def _write(embeddings: np.ndarray, size: int, path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    originals = torch.from_numpy(embeddings)
+    gallery = torch.empty(size, originals.shape[1])
+    for start in range(0, size, len(originals)):
+        part = originals[: size - start]
+        noise = _NOISE * torch.randn(part.shape, generator=generator) if start else 0
+        gallery[start : start + len(part)] = part + noise
+    export_torchscript(VectorSimilarity(gallery), path)
+
+
+def _measure(embeddings: np.ndarray, size: int, path: Path) -> dict:
+    torch.set_num_threads(1)
+    memory_before = _memory_mb()
+    start = time.perf_counter()
+    model = load_torchscript(path)
+    load_seconds = time.perf_counter() - start
+    queries = torch.from_numpy(embeddings[:: len(embeddings) // _BATCH_SIZE][:_BATCH_SIZE].copy())
+    with torch.inference_mode():
+        one = _median_ms(lambda: model(queries[:1]))
+        batch = _median_ms(lambda: model(queries)) / _BATCH_SIZE
+    return {
+        "gallery": size,
+        "one_ms": one,
+        "batch_ms": batch,
+        "memory_mb": _memory_mb() - memory_before,
+        "load_seconds": load_seconds,
+        "file_mb": path.stat().st_size / 1e6,
+    }
+
+
+def _median_ms(search, least: int = 5, seconds: float = 1.0) -> float:
+    for _ in range(3):
+        search()
+    times: list[float] = []
+    while len(times) < least or sum(times) < seconds:
+        start = time.perf_counter()
+        search()
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times))
+
+
+def _memory_mb() -> float:
+    """Largest resident memory of this process so far."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1e3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

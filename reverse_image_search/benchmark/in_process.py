@@ -1,0 +1,75 @@
+"""The limit: the two served TorchScript files, called in a process of its own, nothing around them.
+
+python -m reverse_image_search.benchmark.in_process --model-repo model_repo --threads 1 ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reverse_image_search import contract
+from reverse_image_search.embedding import to_pixels
+from reverse_image_search.export import load_torchscript
+
+
+def load_models(model_repo: Path) -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
+    """The image encoder and the vector similarity of a model repository."""
+    encoder, similarity = (
+        load_torchscript(model_repo / model.name / "1" / "model.pt") for model in contract.MODELS
+    )
+    return encoder, similarity
+
+
+def measure(
+    model_repo: Path, images: torch.Tensor, batch_sizes: list[int], seconds: float
+) -> dict[int, dict[str, float]]:
+    """Queries per second and latency of whole searches, by batch size.
+
+    Parameters
+    ----------
+    images : (n, height, width) uint8, n at least the largest batch size
+    seconds : for each batch size, after as long a warm-up as a fifth of it
+    """
+    encoder, similarity = load_models(model_repo)
+    report = {}
+    with torch.inference_mode():
+        for size in batch_sizes:
+            batches = [to_pixels(part) for part in images.split(size) if len(part) == size]
+            latencies: list[float] = []
+            begin = time.perf_counter() + seconds / 5
+            while (now := time.perf_counter()) < begin + seconds:
+                similarity(encoder(batches[len(latencies) % len(batches)]))
+                if now >= begin:
+                    latencies.append(time.perf_counter() - now)
+            milliseconds = np.percentile(np.array(latencies) * 1e3, [50, 95, 99]).tolist()
+            report[size] = {
+                "queries_per_second": size * len(latencies) / sum(latencies),
+                **dict(zip(("p50_ms", "p95_ms", "p99_ms"), milliseconds, strict=True)),
+            }
+    return report
+
+
+def main() -> int:
+    """Print the report as JSON."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--model-repo", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True, help=".npy, (n, height, width) uint8")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
+    parser.add_argument("--seconds", type=float, default=2.0)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    images = torch.from_numpy(np.load(options.images, mmap_mode="r")[:256].copy())
+    print(json.dumps(measure(options.model_repo, images, options.batch_sizes, options.seconds)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""A peer: the same models behind LitServe, which batches requests for the workers behind it.
+
+    python -m reverse_image_search.benchmark.litserve_peer --model-repo model_repo --port 8100
+
+LitServe reads JSON, so the float32 pixels travel as base64, and so does the answer: int64 ids
+followed by float32 scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import sys
+from pathlib import Path
+
+import litserve
+import numpy as np
+import torch
+from torch import Tensor
+
+from reverse_image_search.benchmark.in_process import load_models
+
+_IMAGE_SHAPE = (3, 28, 28)
+_BATCH_SIZE = 32
+_BATCH_DELAY = 0.002  # seconds that a batch waits for more requests
+_PROCESSES = 2  # one for each processor of the machine that this was tuned on, of 1 thread each
+
+
+class Search(litserve.LitAPI):
+    """Both models, one after the other, on a batch of images."""
+
+    def __init__(self, model_repo: Path) -> None:
+        super().__init__(max_batch_size=_BATCH_SIZE, batch_timeout=_BATCH_DELAY)
+        self._model_repo = model_repo
+
+    def setup(self, _device: str) -> None:
+        """Load the models, once in each worker."""
+        torch.set_num_threads(1)
+        self._encoder, self._similarity = load_models(self._model_repo)
+
+    def decode_request(self, request: dict) -> Tensor:
+        """Pixels of one image."""
+        pixels = np.frombuffer(base64.b64decode(request["pixels"]), np.float32)
+        return torch.from_numpy(pixels.reshape(_IMAGE_SHAPE).copy())
+
+    def batch(self, inputs: list[Tensor]) -> Tensor:
+        """Images of one batch."""
+        return torch.stack(inputs)
+
+    def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids and scores of a batch."""
+        with torch.inference_mode():
+            return self._similarity(self._encoder(pixels))
+
+    def unbatch(self, output: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Ids and scores of each image."""
+        return list(zip(*output, strict=True))
+
+    def encode_response(self, output: tuple[Tensor, Tensor]) -> dict:
+        """The answer's JSON."""
+        ids, scores = output
+        return {"answer": base64.b64encode(ids.numpy().tobytes() + scores.numpy().tobytes())}
+
+
+def main() -> int:
+    """Serve until killed."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--model-repo", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    options = parser.parse_args()
+    server = litserve.LitServer(
+        Search(options.model_repo), accelerator="cpu", workers_per_device=_PROCESSES
+    )
+    server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Usage: benchmark.sh [--start] [--compare] [options]
+#
+# Measures the running server: queries a second and latency for 1 to 64 clients, beside what the
+# two models reach in a process of their own. Start the server with --ensemble to have the search
+# in one call measured too.
+#
+#   --start         start a server for the measurement, and measure its first request
+#   --url URL       address of the running server (default: port TRITON_HTTP_PORT of this machine)
+#   --compare       also measure FastAPI, LitServe and the design of this tutorial's first version
+#   --seconds S     length of each measurement (default 3)
+#   --repeats N     repeats, of which the medians are reported (default 3)
+#   --json FILE     write rows and ratios
+#   --plot FILE     draw latency against throughput, e.g. doc/speed.png
+#   -h, --help      this text
+#
+# The machine should have nothing else to do.
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+
+case "${1-}" in
+  -h | --help)
+    print_help
+    exit 0
+    ;;
+esac
+read_settings
+verify_build
+prepare_python "$REPO_ROOT/requirements-benchmark.txt"
+export PYTHONPATH="$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}"
+exec "$PYTHON" -m reverse_image_search.benchmark --output-dir "$OUTPUT_DIR" "$@"

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Usage: test.sh [suite ...] [-- pytest options]
+#
+# Installs what the tests need into .venv and runs them: all suites, or the named ones.
+#
+#   unit         modules alone, against hand-checked vectors and plain NumPy
+#   integration  a small build of real data, served by a real Triton; C++ libtorch
+#   scripts      what the scripts say, start and leave behind; style
+#   browser      the app in headless Chromium
+#   docker       the docker runtime, on a real engine
+#   faults       killed processes, damaged files, hostile requests
+#
+#   -h, --help   this text
+#
+# Example: test.sh unit scripts -- -x -k port
+#
+# What this machine lacks (a browser, a Docker engine, the dataset) is skipped with the reason.
+# With CI=true it is a failure, and on Debian and Ubuntu, as root, it is installed first.
+# TEST_DATA_DIR names a folder that has the dataset, instead of data/.
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+
+readonly SUITES=(unit integration scripts browser docker faults)
+
+main() {
+  local -a suites=() options=()
+  while (($#)); do
+    case "$1" in
+      -h | --help)
+        print_help
+        exit 0
+        ;;
+      --)
+        options=("${@:2}")
+        break
+        ;;
+      -*) die "unknown option $1. Options for pytest go behind --; see $BIN/test.sh -h" ;;
+      *)
+        [[ " ${SUITES[*]} " == *" $1 "* ]] || die "unknown suite $1. There are: ${SUITES[*]}"
+        suites+=("$1")
+        ;;
+    esac
+    shift
+  done
+  ((${#suites[@]})) || suites=("${SUITES[@]}")
+
+  prepare_python "$REPO_ROOT/requirements-test.txt"
+  [[ " ${suites[*]} " != *" browser "* ]] || prepare_browser
+  [[ " ${suites[*]} " != *" docker "* ]] || prepare_docker
+
+  echo "Suites: ${suites[*]}"
+  cd "$REPO_ROOT"
+  exec "$PYTHON" -m pytest --durations=15 "${options[@]}" "${suites[@]/#/tests/}"
+}
+
+prepare_browser() {
+  command -v chromium >/dev/null || command -v google-chrome >/dev/null && return
+  if can_install; then
+    echo "Installing chromium ..."
+    apt_install chromium
+  else
+    echo "No browser: tests/browser will skip. On Debian: apt-get install chromium"
+  fi
+}
+
+prepare_docker() {
+  docker_answers && return
+  if [[ ${CI-} == true ]] && can_install; then
+    "$REPO_ROOT/tests/docker/install_engine.sh"
+  else
+    echo "No Docker engine answers: tests/docker will skip."
+  fi
+}
+
+can_install() {
+  ((EUID == 0)) && command -v apt-get >/dev/null
+}
+
+apt_install() {
+  apt-get -o DPkg::Lock::Timeout=600 -qq update
+  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq -y \
+    --no-install-recommends install "$@" >/dev/null
+}
+
+main "$@"

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao et al. 2017, https://arxiv.org/abs/1708.07747), from wherever it is at hand."""
+"""Fashion-MNIST (Xiao et al. 2017, https://arxiv.org/abs/1708.07747), from wherever it is."""
 
 import gzip
 import hashlib

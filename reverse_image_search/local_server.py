@@ -20,6 +20,7 @@ import os
 import platform
 import resource
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess

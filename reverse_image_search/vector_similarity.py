@@ -44,7 +44,7 @@ class VectorSimilarity(nn.Module):
     GROUP_SIZE: Final[int] = 32
     # Covers TF32 and bfloat16, should the server allow them in a float32 product.
     FLOAT_SCAN_ERROR: Final[float] = 2.0**-7
-    SCANNED_AT_ONCE: Final[int] = 2**25  # scores: 128 MiB
+    SCANNED_AT_ONCE: Final[int] = 2**23  # scores: 32 MiB, about what a cache holds
     RANKED_AT_ONCE: Final[int] = 2**12  # candidates: 2 MiB of D = 128, for the cache
     LOWEST: Final[int] = -(2**31)  # below every scanned value
     ID_RANGE: Final[int] = 2**32

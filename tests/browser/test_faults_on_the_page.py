@@ -91,7 +91,10 @@ def test_server_and_gallery_change_under_an_open_page(
     assert "Traceback" not in app.log
 
 
-def test_server_that_hangs(start_triton, start_app, open_page, own_build):
+def test_server_that_hangs_and_is_killed(
+    start_triton, start_app, open_page, own_build, gallery, found_by_server
+):
+    """The supervisor starts it again; what was clicked meanwhile is answered without a reload."""
     triton = start_triton(own_build)
     page = open_page(app=start_app(triton, own_build))
     os.kill(triton.server_pid, signal.SIGSTOP)
@@ -103,16 +106,8 @@ def test_server_that_hangs(start_triton, start_app, open_page, own_build):
     with _seconds("server goes on, results after"):
         page.wait_for_query("Test image 0,")
 
-
-def test_killed_server_comes_back_by_itself(
-    start_triton, start_app, open_page, own_build, gallery, found_by_server
-):
-    """The supervisor starts it again; what was clicked meanwhile is answered without a reload."""
-    triton = start_triton(own_build)
-    page = open_page(app=start_app(triton, own_build))
     os.kill(triton.server_pid, signal.SIGKILL)
     page.tile("query", "test-1").click()
-
     with _seconds("server killed, results after"):
         page.wait_for_query("Test image 1,", timeout=4 * PATIENCE)
     assert [tile.id for tile in page.results] == found_by_server(gallery.query_images[1])[0]

@@ -246,7 +246,9 @@ def _server_command(options: argparse.Namespace) -> tuple[list[str], dict[str, s
     wheel = _install(options.wheel)
     backends = _path_without_spaces(_lay_out_backends(wheel))
     server = wheel / "pytriton" / "tritonserver" / "bin" / "tritonserver"
-    repositories = [f"--model-repository={path}" for path in options.model_repository]
+    repositories = [
+        f"--model-repository={_path_without_spaces(path)}" for path in options.model_repository
+    ]
     # Nobody gets the key: through these, attackers have taken servers over (CVE-2025-23319).
     closed = f"model-repository,shared-memory,trace,logging:x-key={secrets.token_hex(16)}"
     command = [
@@ -329,13 +331,16 @@ def _lay_out_backends(wheel: Path) -> Path:
     return backends
 
 
-def _path_without_spaces(backends: Path) -> Path:
-    """`backends`, or a copy of it: Triton hands its path to a shell, without quotes."""
-    if shlex.quote(str(backends)) == str(backends):
-        return backends
-    folder = Path(tempfile.mkdtemp(prefix="reverse_image_search_"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(shutil.copytree(backends, folder / "backends"))
+def _path_without_spaces(folder: Path) -> Path:
+    """`folder`, or a way to it that Triton can hand to a shell, which it does without quotes."""
+    if shlex.quote(str(folder)) == str(folder):
+        return folder
+    parent = Path(tempfile.mkdtemp(prefix="reverse_image_search_"))
+    atexit.register(shutil.rmtree, parent, ignore_errors=True)
+    if folder.parent == _HOME:  # Triton follows no links to a backend
+        return Path(shutil.copytree(folder, parent / folder.name))
+    (parent / folder.name).symlink_to(folder)
+    return parent / folder.name
 
 
 def _copy_if_changed(source: Path, target: Path) -> None:

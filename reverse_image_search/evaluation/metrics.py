@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-_CHUNK = 250  # queries ranked at once: 250 x 60,000 scores are 60 MB
+_CHUNK = 100  # queries ranked at once: 100 x 60,000 scores are 24 MB, and a dozen such arrays
 
 
 def score_same_kind(

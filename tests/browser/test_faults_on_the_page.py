@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +97,14 @@ def test_server_that_hangs_and_is_killed(
     """The supervisor starts it again; what was clicked meanwhile is answered without a reload."""
     triton = start_triton(own_build)
     page = open_page(app=start_app(triton, own_build))
-    os.kill(triton.server_pid, signal.SIGSTOP)
+    hanging = triton.server_pid
+    os.kill(hanging, signal.SIGSTOP)
     try:
         with _seconds("server hangs, told after"):
             page.wait_for_problem(f"Triton at {triton.url} did not answer within")
     finally:
-        os.kill(triton.server_pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # the supervisor may have ended it
+            os.kill(hanging, signal.SIGCONT)
     with _seconds("server goes on, results after"):
         page.wait_for_query("Test image 0,")
 

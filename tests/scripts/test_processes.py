@@ -232,7 +232,7 @@ def test_all_works_from_a_path_with_a_space(
     copy_repository, small_build, ports, tmp_path, data_dir
 ):
     """Build, server and app of a repository whose path needs quotes, called from elsewhere."""
-    repository = copy_repository(tmp_path / "with space" / "it's a clone")
+    repository = copy_repository(tmp_path / "with space" / "a clone")
     settings = {"RUNTIME": "local", **ports}
     build = ("--limit", "300", "--epochs", "1", "--data-dir", str(data_dir), "--no-floor")
 

@@ -112,7 +112,7 @@ def build(options: argparse.Namespace, folder: Path) -> None:
         if options.judged:
             check_floors(score)
 
-    build_id = _build_id(encoder_file, similarity_file, dataset)
+    build_id = _build_id(embeddings, similarity.top_k, dataset)
     _write_configs(folder, build_id, embeddings.shape[1], similarity.top_k)
     write_gallery(folder / "gallery", _gallery_of(dataset, build_id))
     _print_summary(folder, build_id, embeddings, score)
@@ -148,13 +148,15 @@ def _model_file(folder: Path, model: contract.ModelSpec) -> Path:
     return folder / "model_repo" / model.name / "1" / "model.pt"
 
 
-def _build_id(encoder_file: Path, similarity_file: Path, dataset: Dataset) -> str:
-    """Equal for equal models and galleries, so that those of two builds never pass for one."""
-    digest = hashlib.sha256()
-    digest.update(encoder_file.read_bytes())
-    digest.update(similarity_file.read_bytes())
-    for array in (dataset.train_images, dataset.train_labels, dataset.test_images):
-        digest.update(array.numpy().tobytes())
+def _build_id(embeddings: Tensor, top_k: int, dataset: Dataset) -> str:
+    """Equal for equal models and galleries, so that those of two builds never pass for one.
+
+    The gallery's embeddings stand for the encoder; the bytes of a TorchScript file change with
+    the order in which a process exported its modules.
+    """
+    digest = hashlib.sha256(f"top {top_k}".encode())
+    for tensor in (embeddings, dataset.train_images, dataset.train_labels, dataset.test_images):
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:12]
 
 

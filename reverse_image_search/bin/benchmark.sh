@@ -25,6 +25,7 @@ case "${1-}" in
     exit 0
     ;;
 esac
+check_options "$@"
 read_settings
 verify_build
 prepare_python "$REPO_ROOT/requirements-benchmark.txt"

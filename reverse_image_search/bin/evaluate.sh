@@ -22,6 +22,7 @@ case "${1-}" in
     exit 0
     ;;
 esac
+check_options "$@"
 read_settings
 prepare_python "$REPO_ROOT/requirements-evaluate.txt"
 export TRITON_URL="${TRITON_URL:-http://127.0.0.1:$TRITON_HTTP_PORT}"

@@ -20,6 +20,15 @@ print_help() {
   sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0"
 }
 
+# Dies of an option that the help does not name, before anything is installed for it.
+check_options() {
+  local argument
+  for argument; do
+    [[ $argument != -* ]] || print_help | grep -qE -- "^ +(-h, )?${argument%%=*}( |$)" ||
+      die "unknown option $argument. See $BIN/$(basename "$0") -h"
+  done
+}
+
 # Exports each setting of .env that the environment does not set already.
 read_settings() {
   local line name
@@ -29,7 +38,7 @@ read_settings() {
     [[ -v $name ]] || export "$name=${line#*=}"
   done <"$REPO_ROOT/.env"
   for name in TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT APP_PORT; do
-    [[ ${!name} =~ ^[0-9]{1,5}$ ]] || die "$name is '${!name}', which is no port number."
+    [[ ! -v $name || ${!name} =~ ^[0-9]{1,5}$ ]] || die "$name is '${!name}', which is no port number."
   done
   [[ $OUTPUT_DIR == /* ]] || OUTPUT_DIR="$REPO_ROOT/$OUTPUT_DIR"
   OUTPUT_DIR="${OUTPUT_DIR%/.}"

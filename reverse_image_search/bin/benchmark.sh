@@ -19,12 +19,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
 
-case "${1-}" in
-  -h | --help)
-    print_help
-    exit 0
-    ;;
-esac
+help_if_asked "$@"
 check_options "$@"
 read_settings
 verify_build

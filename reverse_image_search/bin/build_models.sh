@@ -23,12 +23,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
 source "$LIB_DIR/docker_runtime.sh"
 
-case "${1-}" in
-  -h | --help)
-    print_help
-    exit 0
-    ;;
-esac
+help_if_asked "$@"
 read_settings
 choose_runtime
 if [[ $RUNTIME == docker ]]; then

@@ -11,14 +11,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
 
-case "${1-}" in
-  -h | --help)
-    print_help
-    exit 0
-    ;;
-  "") ;;
-  *) die "unknown option $1. See $BIN/demo.sh -h" ;;
-esac
+help_if_asked "$@"
+(($# == 0)) || die "unknown option $1. See $BIN/demo.sh -h"
 read_settings
 choose_runtime
 for port in TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT APP_PORT; do

@@ -10,14 +10,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
 source "$LIB_DIR/docker_runtime.sh"
 
-case "${1-}" in
-  -h | --help)
-    print_help
-    exit 0
-    ;;
-  "") ;;
-  *) die "unknown option $1. See $BIN/start_app.sh -h" ;;
-esac
+help_if_asked "$@"
+(($# == 0)) || die "unknown option $1. See $BIN/start_app.sh -h"
 read_settings
 choose_runtime
 check_port_free APP_PORT

@@ -20,6 +20,15 @@ print_help() {
   sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0"
 }
 
+help_if_asked() {
+  case "${1-}" in
+    -h | --help)
+      print_help
+      exit 0
+      ;;
+  esac
+}
+
 # Dies of an option that the help does not name, before anything is installed for it.
 check_options() {
   local argument

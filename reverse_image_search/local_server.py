@@ -150,9 +150,12 @@ class Supervisor:
             now = time.monotonic()
             if server.poll() is not None:
                 return ready, f"ended with {_exit_name(server.returncode)}"
+            # From the start: one may die as soon as the server is READY.
+            children = _children(server.pid)
+            backend_processes |= children
             if ready:
                 # Triton goes on saying READY, and answers each request with an error.
-                if backend_processes - _children(server.pid):
+                if backend_processes - children:
                     server.kill()  # it would wait for the lost process before it stops
                     return True, "lost the process of a model"
                 if now - checked > _CHECK_INTERVAL:
@@ -163,7 +166,7 @@ class Supervisor:
                         server.kill()
                         return True, f"was not READY for {now - answered:.0f} s"
             elif is_ready(self._http_port):
-                ready, backend_processes = True, _children(server.pid)
+                ready = True
                 checked = answered = time.monotonic()
                 _say(
                     f"READY at http://{_ADDRESS}:{self._http_port} after "

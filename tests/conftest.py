@@ -33,6 +33,16 @@ from tests.running import (
 # Three passes: after one, the embeddings lie so close that many neighbours are ties.
 SMALL_BUILD = ("--limit", "3000", "--epochs", "3")
 PACKAGE = REPO_ROOT / "reverse_image_search"
+# As root in a container; and nothing of the browser's own may reach for the network.
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-fake-device-for-media-stream",  # a camera that shows a moving test pattern
+    "--use-fake-ui-for-media-stream",
+]
 # The front end: a change there leaves the build as it is. Whatever is not named here counts.
 NOT_IN_BUILD = {
     *("app.py", "client.py", "image_file.py", "image_grid.py", "local_server.py", "messages.py"),
@@ -143,3 +153,22 @@ def gallery(small_build: Path) -> Gallery:
 def gallery_embeddings(client: Client, gallery: Gallery) -> np.ndarray:
     """(N, D) float32 embeddings of the gallery, as the served encoder gives them: for oracles."""
     return client.embed(gallery.images)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """Headless Chromium; `new_context()` is a visitor of his own.
+
+    One for all suites: Playwright's synchronous interface runs once in a process.
+    """
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        skip_or_fail("playwright is not installed: pip install -r requirements-test.txt")
+    executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not executable:
+        skip_or_fail("there is no chromium: apt-get install chromium, or set CHROMIUM to its path")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_ARGUMENTS)
+        yield chromium
+        chromium.close()

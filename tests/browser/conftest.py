@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,21 +20,8 @@ from tests.running import (
     Triton,
     free_ports,
     script_environment,
-    skip_or_fail,
     wait_until,
 )
-
-# As root in a container; and nothing of the browser's own may reach for the network.
-CHROMIUM_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-fake-device-for-media-stream",  # a camera that shows a moving test pattern
-    "--use-fake-ui-for-media-stream",
-]
-
 
 @dataclass
 class App:
@@ -83,22 +68,6 @@ def _answers(url: str) -> bool:
             return answer.status == 200
     except OSError:
         return False
-
-
-@pytest.fixture(scope="package")
-def browser() -> Iterator:
-    """Headless Chromium; `new_context()` is a visitor of his own."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        skip_or_fail("playwright is not installed: pip install -r requirements-test.txt")
-    executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if not executable:
-        skip_or_fail("there is no chromium: apt-get install chromium, or set CHROMIUM to its path")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_ARGUMENTS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="package")

@@ -110,29 +110,20 @@ def answers(url: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def page_text() -> Iterator[Callable[[str, str], str]]:
+def page_text(browser) -> Callable[[str, str], str]:
     """``page_text(url, wanted)``: the text of a page once `wanted` stands in it."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        skip_or_fail("Debian's chromium")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
 
-        def read(url: str, wanted: str) -> str:
-            wait_until(lambda: answers(f"{url}/_stcore/health"), f"an app at {url}")
-            page = browser.new_page()
-            try:
-                page.goto(url, timeout=60_000)
-                page.get_by_text(wanted).first.wait_for(timeout=60_000)
-                return page.inner_text("body")
-            finally:
-                page.close()
+    def read(url: str, wanted: str) -> str:
+        wait_until(lambda: answers(f"{url}/_stcore/health"), f"an app at {url}")
+        page = browser.new_page()
+        try:
+            page.goto(url, timeout=60_000)
+            page.get_by_text(wanted).first.wait_for(timeout=60_000)
+            return page.inner_text("body")
+        finally:
+            page.close()
 
-        yield read
-        browser.close()
+    return read
 
 
 @pytest.fixture

@@ -162,8 +162,14 @@ def hang_up_half_way(connection: socket.socket) -> None:
 
 def test_broken_connections_are_tried_three_times_with_jitter(monkeypatch, tally):
     row = tally("servers that hang up")
-    sleep, slept = time.sleep, []
-    monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), sleep(seconds)))
+    sleep, slept, client_thread = time.sleep, [], threading.get_ident()
+
+    def record(seconds: float) -> None:
+        if threading.get_ident() == client_thread:  # servers of earlier tests may sleep as well
+            slept.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", record)
     for behaviour in (hang_up, hang_up_after_reading, hang_up_half_way):
         with row.case(behaviour.__name__), server(behaviour) as (port, arrivals):
             client = Client(f"127.0.0.1:{port}", timeout=10)

@@ -1,8 +1,10 @@
 """Parts of the local runtime that need no server; the whole: tests/integration, tests/scripts."""
 
+import argparse
 import fcntl
 import os
 import platform
+import signal
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -115,6 +117,28 @@ def test_ready_means_200(status, expected):
 
 def test_nothing_on_the_port_is_not_ready(free_port):
     assert not local_server.is_ready(free_port())
+
+
+def test_a_model_that_dies_as_the_server_becomes_ready_is_missed(monkeypatch):
+    """The server's two children stand for the models' processes; one ends just before READY."""
+    server = subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60 & wait"], process_group=0)
+    checks_with_both = 0
+
+    def ready_after_a_death(_port):
+        nonlocal checks_with_both
+        children = local_server._children(server.pid)
+        checks_with_both += len(children) == 2
+        if checks_with_both < 2:  # the supervisor has yet to see both
+            return False
+        os.kill(children.pop(), signal.SIGKILL)
+        return True
+
+    monkeypatch.setattr(local_server, "is_ready", ready_after_a_death)
+    supervisor = local_server.Supervisor([], {}, argparse.Namespace(http_port=0, gpu=False))
+    try:
+        assert supervisor._watch(server) == (True, "lost the process of a model")
+    finally:
+        local_server._end(server)
 
 
 def test_a_copy_is_made_when_something_changed(tmp_path):

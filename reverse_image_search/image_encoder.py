@@ -33,7 +33,7 @@ class ImageEncoder(nn.Module):
         num_classes: int = 10,
         width: int = 32,
         instance_dims: int = 64,
-        class_weight: float = 0.87,
+        class_weight: float = 0.9,
     ):
         super().__init__()
         self.embedding_dim = num_classes + instance_dims

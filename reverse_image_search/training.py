@@ -83,7 +83,7 @@ def encoder_loss(encoder: ImageEncoder, pixels: Tensor, labels: Tensor) -> Tenso
     a small network that must also classify turned images gets worse at upright ones.
     """
     views = torch.cat([mirror_half(pixels), strong_view(pixels)])
-    with torch.autocast(views.device.type, torch.bfloat16):
+    with _fast_arithmetic(views.device):
         features = encoder.features(views.contiguous(memory_format=torch.channels_last))
     features = features.float()
     logits, strong_logits = encoder.class_head(features).chunk(2)
@@ -94,6 +94,12 @@ def encoder_loss(encoder: ImageEncoder, pixels: Tensor, labels: Tensor) -> Tenso
         * F.cross_entropy(strong_logits, labels, label_smoothing=LABEL_SMOOTHING)
         + instance_loss(vectors, strong_vectors)
     )
+
+
+def _fast_arithmetic(device: torch.device) -> torch.autocast:
+    """bfloat16 where the processor has it; elsewhere it is emulated, ten times slower."""
+    has_bfloat16 = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16)
 
 
 def instance_loss(vectors: Tensor, other_vectors: Tensor) -> Tensor:

@@ -5,7 +5,12 @@ import torch
 
 from reverse_image_search.image_encoder import ImageEncoder
 from reverse_image_search.muon import Muon, orthogonalize
-from reverse_image_search.training import fold_batch_norms, instance_loss, train_encoder
+from reverse_image_search.training import (
+    encoder_loss,
+    fold_batch_norms,
+    instance_loss,
+    train_encoder,
+)
 
 STRIPES, CHECKS = 0, 1
 
@@ -50,6 +55,19 @@ def test_the_same_seed_gives_the_same_encoder():
     pixels = torch.rand(4, 3, 28, 28)
     assert torch.equal(first(pixels), second(pixels))
     assert not torch.allclose(first(pixels), other(pixels), atol=1e-3)
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_bfloat16_only_where_the_processor_has_it(monkeypatch, has_bfloat16):
+    """Without it, oneDNN emulates: a build of minutes takes hours."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bfloat16)
+    encoder = ImageEncoder(num_classes=2).train()
+    seen = []
+    encoder.backbone.register_forward_hook(lambda _module, _inputs, maps: seen.append(maps.dtype))
+
+    encoder_loss(encoder, torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 0, 1]))
+
+    assert seen == [torch.bfloat16 if has_bfloat16 else torch.float32]
 
 
 def test_fewer_images_than_a_batch_will_do():

@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# Usage: start_app.sh
+# Usage: start_app.sh [--host ADDRESS]
 #
 # Opens the app at http://localhost:8501/ (APP_PORT of .env). It asks the server that
 # start_inference_server_*.sh started; TRITON_URL names another one. Runs until Ctrl-C.
 #
-#   -h, --help  this text
+#   --host ADDRESS  listen there instead of on 127.0.0.1 (BIND_ADDRESS of .env)
+#   -h, --help      this text
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
 source "$LIB_DIR/docker_runtime.sh"
 
 help_if_asked "$@"
-(($# == 0)) || die "unknown option $1. See $BIN/start_app.sh -h"
 read_settings
+if [[ ${1-} == --host ]]; then
+  take_host "${2-}"
+  shift 2
+fi
+(($# == 0)) || die "unknown option $1. See $BIN/start_app.sh -h"
 choose_runtime
 check_port_free APP_PORT
 [[ $BIND_ADDRESS == 127.0.0.1 ]] ||

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: start_inference_server_cpu.sh [--detach | --stop] [--ensemble]
+# Usage: start_inference_server_cpu.sh [--detach | --stop] [--ensemble] [--host ADDRESS]
 #
 # Serves both models of model_repo/ with Triton on the CPU: HTTP on port 8000, gRPC on 8001,
 # metrics on 8002 (.env has the ports). Runs until Ctrl-C.
@@ -7,6 +7,8 @@
 #   --detach    start it in the background and return when both models are READY
 #   --stop      stop a server that was started with --detach
 #   --ensemble  also serve ensemble_repo/: image_search, image in, ids and scores out, one call
+#   --host ADDRESS
+#               docker runtime: publish the ports there instead of on 127.0.0.1 (BIND_ADDRESS)
 #   -h, --help  this text
 #
 # RUNTIME=docker takes NVIDIA's container, RUNTIME=local the tritonserver from PyPI; by itself it

@@ -155,6 +155,15 @@ def test_other_bind_address_is_published_and_said(fake_docker: FakeDocker) -> No
     assert "Triton will answer whoever reaches 0.0.0.0" in result.stderr
 
 
+def test_host_wins_over_the_bind_address(fake_docker: FakeDocker) -> None:
+    result = fake_docker.run_script(
+        "start_inference_server_cpu.sh", "--host", "0.0.0.0", BIND_ADDRESS="127.0.0.2"
+    )
+    published = [word for word in fake_docker.calls("run")[0] if word.endswith((":8000", ":8002"))]
+    assert [word.partition(":")[0] for word in published] == ["0.0.0.0", "0.0.0.0"]
+    assert "Triton will answer whoever reaches 0.0.0.0" in result.stderr
+
+
 def test_first_pull_warns_of_its_size(fake_docker: FakeDocker) -> None:
     fake_docker.has_images(False)
     result = fake_docker.run_script(GPU_SCRIPT)

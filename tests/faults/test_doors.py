@@ -47,6 +47,16 @@ def test_the_local_server_listens_on_loopback_whatever_is_asked(start_triton, sm
     assert "listens on 127.0.0.1 only" in result.stderr
     assert "known critical vulnerabilities" in result.stderr
     assert listening(server) == everything
+    server.stop()
+
+    result = run_script(
+        "start_inference_server_cpu.sh", "--detach", "--host", "0.0.0.0", **server.environment
+    )
+
+    assert result.returncode == 1
+    assert "listens on 127.0.0.1 only, not on 0.0.0.0" in result.stderr
+    assert "known critical vulnerabilities" in result.stderr
+    assert listening(server) == set()
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,15 @@ def test_a_wrong_runtime_is_named(script, tmp_path):
     assert "RUNTIME is 'podman', which is neither docker nor local" in result.stderr
 
 
+@pytest.mark.parametrize("script", [*FRONTS, "start_app.sh"])
+@pytest.mark.parametrize("address", [[], ["everywhere"], ["--detach"]])
+def test_a_host_that_is_no_address_is_named(script, address):
+    result = run_script(script, "--host", *address, RUNTIME="local", timeout=60)
+
+    assert result.returncode == 1
+    assert "--host needs an IPv4 address" in result.stderr
+
+
 @pytest.mark.parametrize("mode", [[], ["--detach"]])
 def test_missing_models_name_the_build_command(ports, tmp_path, mode):
     result = run_script(

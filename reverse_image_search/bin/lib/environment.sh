@@ -54,6 +54,13 @@ read_settings() {
   export OUTPUT_DIR
 }
 
+# For `--host $1`: an address of this machine to listen on. It wins over BIND_ADDRESS.
+take_host() {
+  [[ ${1-} =~ ^[0-9]{1,3}(\.[0-9]{1,3}){3}$ ]] ||
+    die "--host needs an IPv4 address of this machine, such as 0.0.0.0 for all of them."
+  export BIND_ADDRESS="$1"
+}
+
 # Sets RUNTIME to docker or local, and says which and why.
 choose_runtime() {
   local reason

@@ -2,13 +2,18 @@
 # Starts Triton on cpu or gpu; start_inference_server_cpu.sh and _gpu.sh are its front.
 
 start_inference_server() {
-  local device="$1" detach=0 ensemble=0 stop=0
+  local device="$1" detach=0 ensemble=0 stop=0 host=""
   shift
   while (($#)); do
     case "$1" in
       --detach) detach=1 ;;
       --ensemble) ensemble=1 ;;
       --stop) stop=1 ;;
+      --host)
+        take_host "${2-}"
+        host="$2"
+        shift
+        ;;
       -h | --help)
         print_help
         exit 0
@@ -22,6 +27,8 @@ start_inference_server() {
     stop_inference_server
     return
   fi
+  [[ $RUNTIME == docker || $host == "" || $host == 127.0.0.1 ]] ||
+    die "the local server listens on 127.0.0.1 only, not on $host: its release has known critical vulnerabilities. For --host, install Docker and use RUNTIME=docker."
   if [[ $device == gpu ]]; then
     has_nvidia_gpu ||
       die "no NVIDIA GPU found (nvidia-smi lists none). Use $BIN/start_inference_server_cpu.sh"

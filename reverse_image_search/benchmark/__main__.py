@@ -41,7 +41,9 @@ _TARGETS = {  # ratio: (target, whether less is better)
     "one call over LitServe, 32 clients": (3.0, False),
     "two calls over the first version, 32 clients": (8.0, False),
     "one call over the first version, 32 clients": (10.0, False),
+    "exact search, one query: over FAISS": (1.2, True),
     "first request over the median": (1.5, True),
+    "backend, 1 client: milliseconds added to a call": (0.3, True),
 }
 
 
@@ -61,19 +63,24 @@ def main() -> int:
             else:
                 url = options.url
             rows = _measure_all(options, url)
+        report = {"machine": describe_machine(), "rows": rows}
+        if options.compare:
+            report["exact_search"] = _run_module("exact_search", "--output-dir", options.output_dir)
+            one_query = report["exact_search"]["rows"][0]
+            ratios["exact search, one query: over FAISS"] = (
+                one_query["here_ms"] / one_query["faiss_ms"]
+            )
     except BenchmarkError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
-    ratios = _ratios(rows) | ratios
-    machine = describe_machine()
-    report = {"machine": machine, "rows": rows, "ratios": ratios}
+    report["ratios"] = _ratios(rows) | ratios
     _print_report(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     if options.plot:
         from reverse_image_search.benchmark.plot import plot_load
 
-        plot_load(rows, machine, options.plot)
+        plot_load(rows, report["machine"], options.plot)
     return 0
 
 
@@ -163,8 +170,9 @@ def _median_row(name: str, clients: int, reports: list[dict]) -> dict:
             row[key] = statistics.median(report[key] for report in reports)
     throughputs = [report["queries_per_second"] for report in reports]
     row["spread"] = (max(throughputs) - min(throughputs)) / row["queries_per_second"]
-    if reports[-1].get("triton"):
-        row["triton"] = reports[-1]["triton"]
+    for key in ("triton", "model_ms"):
+        if reports[-1].get(key):
+            row[key] = reports[-1][key]
     return row
 
 
@@ -174,6 +182,13 @@ def _ratios(rows: list[dict]) -> dict[str, float]:
     ratios = {}
     limit_ms = found["in-process, 1 threads, batch 1", 0]["p50_ms"]
     limit = max(row["queries_per_second"] for row in rows if not row["clients"])
+    alone_ms = found["in-process, 1 threads, batch 1", 0].get("model_ms", {})
+    in_backend = found.get(("two calls", 1), {}).get("triton", {})
+    if alone_ms and in_backend:
+        # What Triton counts for a call to the backend, less what the model takes by itself.
+        ratios["backend, 1 client: milliseconds added to a call"] = statistics.mean(
+            in_backend[name]["compute_ms"] - milliseconds for name, milliseconds in alone_ms.items()
+        )
     for way in ("two calls", "one call"):
         own = {clients: row for (name, clients), row in found.items() if name == way}
         if not own:
@@ -209,6 +224,15 @@ def _print_report(report: dict) -> None:
             print(
                 f"| {row['name']} | {row['clients']} | {model} | {figures['batch']:.1f} "
                 f"| {figures['queue_ms']:.2f} | {figures['compute_ms']:.2f} |"
+            )
+    if "exact_search" in report:
+        print(f"\n| exact search, {report['exact_search']['dimensions']} dimensions: queries "
+              "| FAISS ms | here ms | ratio | scores apart |")  # fmt: skip
+        print("|---|---|---|---|---|")
+        for row in report["exact_search"]["rows"]:
+            print(
+                f"| {row['queries']} | {row['faiss_ms']:.2f} | {row['here_ms']:.2f} "
+                f"| {row['here_ms'] / row['faiss_ms']:.2f} | {row['score_difference']:.0e} |"
             )
     print("\n| ratio | measured | target | met |\n|---|---|---|---|")
     for name, ratio in report["ratios"].items():

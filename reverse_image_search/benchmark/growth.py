@@ -1,6 +1,6 @@
 """Exact search in galleries of 60 thousand to 6 million vectors.
 
-    python -m reverse_image_search.benchmark.growth --sizes 60000 600000 6000000
+    python -m reverse_image_search.benchmark.growth --output-dir .
 
 Real embeddings of the build, repeated with noise, so that the neighbourhoods stay real. Each size
 is built, saved and measured in a process of its own, which bounds the memory and shows its peak.
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from reverse_image_search.benchmark.in_process import build_embeddings
 from reverse_image_search.export import export_torchscript, load_torchscript
 from reverse_image_search.vector_similarity import VectorSimilarity
 
@@ -29,12 +30,12 @@ _BATCH_SIZE = 32
 def main() -> int:
     """Print a row for each size; write them with --json, draw them with --plot."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--embeddings", type=Path, required=True, help=".npy, (N, D) float32")
+    parser.add_argument("--output-dir", type=Path, required=True, help="of a build")
     parser.add_argument("--sizes", type=int, nargs="+", default=[60_000, 600_000, 6_000_000])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    embeddings = np.load(options.embeddings)
+    embeddings, _ = build_embeddings(options.output_dir)
     context = multiprocessing.get_context("spawn")
     rows = []
     with tempfile.TemporaryDirectory() as folder:

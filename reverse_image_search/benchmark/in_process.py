@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from reverse_image_search import contract
-from reverse_image_search.embedding import to_pixels
+from reverse_image_search.embedding import embed_images, to_pixels
 from reverse_image_search.export import load_torchscript
+from reverse_image_search.gallery import open_gallery
 
 
 def load_models(model_repo: Path) -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
@@ -27,10 +28,22 @@ def load_models(model_repo: Path) -> tuple[torch.jit.ScriptModule, torch.jit.Scr
     return encoder, similarity
 
 
+def build_embeddings(output_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (N, D) of a build's gallery and (n, D) of its test images, n at most 1,000."""
+    encoder, _ = load_models(output_dir / "model_repo")
+    gallery = open_gallery(output_dir / "gallery")
+    images, queries = (
+        torch.from_numpy(np.array(images))
+        for images in (gallery.images, gallery.query_images[:1000])
+    )
+    return embed_images(encoder, images).numpy(), embed_images(encoder, queries).numpy()
+
+
 def measure(
     model_repo: Path, images: torch.Tensor, batch_sizes: list[int], seconds: float
-) -> dict[int, dict[str, float]]:
-    """Queries per second and latency of whole searches, by batch size.
+) -> dict[int, dict]:
+    """Queries per second and latency of whole searches, by batch size; `model_ms` is each model's
+    own share of the mean.
 
     Parameters
     ----------
@@ -43,14 +56,23 @@ def measure(
         for size in batch_sizes:
             batches = [to_pixels(part) for part in images.split(size) if len(part) == size]
             latencies: list[float] = []
+            encoder_seconds = 0.0
             begin = time.perf_counter() + seconds / 5
             while (now := time.perf_counter()) < begin + seconds:
-                similarity(encoder(batches[len(latencies) % len(batches)]))
+                embeddings = encoder(batches[len(latencies) % len(batches)])
+                between = time.perf_counter()
+                similarity(embeddings)
                 if now >= begin:
                     latencies.append(time.perf_counter() - now)
+                    encoder_seconds += between - now
             milliseconds = np.percentile(np.array(latencies) * 1e3, [50, 95, 99]).tolist()
+            own_seconds = (encoder_seconds, sum(latencies) - encoder_seconds)
             report[size] = {
                 "queries_per_second": size * len(latencies) / sum(latencies),
+                "model_ms": {
+                    model.name: 1e3 * seconds / len(latencies)
+                    for model, seconds in zip(contract.MODELS, own_seconds, strict=True)
+                },
                 **dict(zip(("p50_ms", "p95_ms", "p99_ms"), milliseconds, strict=True)),
             }
     return report

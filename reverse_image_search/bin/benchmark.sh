@@ -7,7 +7,7 @@
 #
 #   --start         start a server for the measurement, and measure its first request
 #   --url URL       address of the running server (default: port TRITON_HTTP_PORT of this machine)
-#   --compare       also measure FastAPI, LitServe and the design of this tutorial's first version
+#   --compare       also measure FAISS, FastAPI, LitServe and this tutorial's first version
 #   --seconds S     length of each measurement (default 3)
 #   --repeats N     repeats, of which the medians are reported (default 3)
 #   --json FILE     write rows and ratios

@@ -78,6 +78,22 @@ def test_ratios_compare_with_the_limit_and_the_peers():
     }
 
 
+def test_the_backends_own_time_is_what_the_models_do_not_take():
+    rows = [
+        {
+            "name": "in-process, 1 threads, batch 1", "clients": 0, **report(500, 2),
+            "model_ms": {"image_encoder": 1.25, "vector_similarity": 0.5},
+        },
+        {
+            "name": "two calls", "clients": 1, **report(400, 2.5),
+            "triton": {
+                "image_encoder": {"compute_ms": 1.5}, "vector_similarity": {"compute_ms": 1.0},
+            },
+        },
+    ]  # fmt: skip
+    assert _ratios(rows)["backend, 1 client: milliseconds added to a call"] == 0.375
+
+
 def test_the_ensemble_hands_every_tensor_of_the_contract_on():
     config = parse_config(ensemble_config("abc123", 64, 20))
     assert config.platform == "ensemble"

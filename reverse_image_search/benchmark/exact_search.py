@@ -1,0 +1,88 @@
+"""The exact search alone, next to FAISS' `IndexFlatIP`: one thread each, taking turns.
+
+    python -m reverse_image_search.benchmark.exact_search --output-dir .
+
+Both search the gallery's real embeddings for the 100 nearest of the build's own test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+
+from reverse_image_search.benchmark.in_process import build_embeddings
+from reverse_image_search.export import export_torchscript, load_torchscript
+from reverse_image_search.vector_similarity import VectorSimilarity
+
+_TOP_K = 100
+_QUERIES = (1, 8, 32)  # in one call
+_CALLS = 200  # of each number of queries, a quarter of it for 32
+
+
+def compare(gallery: np.ndarray, queries: np.ndarray) -> list[dict[str, float]]:
+    """Median milliseconds of one call, and how far the scores of both are apart.
+
+    Parameters
+    ----------
+    gallery, queries : (N, D) and (n, D) float32, unit length
+
+    Returns
+    -------
+    a row for each number of queries in a call: queries, faiss_ms, here_ms, score_difference
+    """
+    faiss.omp_set_num_threads(1)
+    torch.set_num_threads(1)
+    index = faiss.IndexFlatIP(gallery.shape[1])
+    index.add(gallery)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "1" / "model.pt"
+        export_torchscript(VectorSimilarity(torch.from_numpy(gallery), _TOP_K), path)
+        model = load_torchscript(path)
+    rows = []
+    with torch.inference_mode():
+        for size in _QUERIES:
+            faiss_seconds, own_seconds, difference = [], [], 0.0
+            calls = _CALLS if size < 32 else _CALLS // 4
+            for call in range(-5, calls):  # the first five warm up
+                first = max(call, 0) * size % (len(queries) - size + 1)
+                batch = queries[first : first + size]
+                start = time.perf_counter()
+                expected, _ = index.search(batch, _TOP_K)
+                between = time.perf_counter()
+                _, scores = model(torch.from_numpy(batch))
+                end = time.perf_counter()
+                difference = max(difference, float(np.abs(scores.numpy() - expected).max()))
+                if call >= 0:
+                    faiss_seconds.append(between - start)
+                    own_seconds.append(end - between)
+            rows.append(
+                {
+                    "queries": size,
+                    "faiss_ms": 1e3 * float(np.median(faiss_seconds)),
+                    "here_ms": 1e3 * float(np.median(own_seconds)),
+                    "score_difference": difference,
+                }
+            )
+    return rows
+
+
+def main() -> int:
+    """Print the rows as JSON."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--output-dir", type=Path, required=True, help="of a build")
+    options = parser.parse_args()
+    gallery, queries = build_embeddings(options.output_dir)
+    print(json.dumps({"dimensions": gallery.shape[1], "rows": compare(gallery, queries)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

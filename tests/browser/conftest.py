@@ -23,6 +23,7 @@ from tests.running import (
     wait_until,
 )
 
+
 @dataclass
 class App:
     """A running app."""

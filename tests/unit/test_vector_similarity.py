@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -84,7 +80,7 @@ def test_duplicates_score_alike_wherever_they_are():
         assert row_scores[position : position + 5].unique().numel() == 1
 
 
-def test_exact_where_one_byte_cannot_tell_the_vectors_apart():
+def test_exact_where_the_vectors_are_nearly_alike():
     generator = torch.Generator().manual_seed(0)
     center = torch.randn(64, generator=generator)
     gallery = center + 1e-4 * torch.randn(5000, 64, generator=generator)
@@ -163,25 +159,6 @@ def test_scripted_equals_eager_after_a_round_trip(tmp_path):
         queries = torch.randn(batch, 64, generator=generator)
         for ours, expected in zip(loaded(queries), model(queries), strict=True):
             assert torch.equal(ours, expected)
-
-
-@pytest.mark.parametrize("instructions", ["SSE41", "AVX2", "AVX512_CORE"])
-def test_exact_on_processors_without_8_bit_dot_products(instructions):
-    """Their 16-bit sums must not overflow, even if all codes are as large as they can be."""
-    program = """
-import torch
-from reverse_image_search.vector_similarity import VectorSimilarity
-signs = torch.randint(0, 2, (4000, 64), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
-ids, scores = VectorSimilarity(signs, 10)(signs[:8])
-expected = (signs[:8] @ signs.T).sort(dim=1, descending=True, stable=True)
-assert torch.equal(ids, expected.indices[:, :10])
-assert torch.equal(scores, expected.values[:, :10] / 64)
-"""
-    subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "ONEDNN_MAX_CPU_ISA": instructions},
-        check=True,
-    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -10,25 +10,26 @@ import contextlib
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 from reverse_image_search import contract
+from reverse_image_search.benchmark.server_figures import (
+    BenchmarkError,
+    served_models,
+    server_cpu_seconds,
+    statistics_between,
+    triton_statistics,
+)
+from reverse_image_search.benchmark.servers import own_server, peers
 
 _REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
-_BIN = _REPOSITORY_ROOT / "reverse_image_search" / "bin"
 _CLIENTS = (1, 8, 32, 64)
 _PEER_CLIENTS = (1, 32)
 _BATCH_SIZES = (1, 8, 16, 32, 64)
-_START_TIMEOUT = 120  # seconds
 
 _TARGETS = {  # ratio: (target, whether less is better)
     "two calls, 1 client: p50 over in-process": (1.25, True),
@@ -47,10 +48,6 @@ _TARGETS = {  # ratio: (target, whether less is better)
 }
 
 
-class BenchmarkError(Exception):
-    """The benchmark cannot run; the message says what to do."""
-
-
 def main() -> int:
     """Measure, print, and write what was asked for; returns the exit code."""
     options = _parse()
@@ -58,7 +55,7 @@ def main() -> int:
         with contextlib.ExitStack() as stack:
             ratios: dict[str, float] = {}
             if options.start:
-                url, first_over_median = stack.enter_context(_own_server(options.output_dir))
+                url, first_over_median = stack.enter_context(own_server(options.output_dir))
                 ratios["first request over the median"] = first_over_median
             else:
                 url = options.url
@@ -91,7 +88,7 @@ def _measure_all(options: argparse.Namespace, url: str) -> list[dict]:
         raise BenchmarkError(
             f"{images} is missing. Build with reverse_image_search/bin/build_models.sh"
         )
-    served = _served_models(url)
+    served = served_models(url)
     ways = [("two calls", "two_calls")]
     if contract.IMAGE_SEARCH.name in served:
         ways.append(("one call", "one_call"))
@@ -111,13 +108,13 @@ def _measure_all(options: argparse.Namespace, url: str) -> list[dict]:
                 add(f"in-process, {threads} threads, batch {size}", 0, report)
         for name, scenario in ways:
             for clients in _CLIENTS:
-                add(name, clients, _load(url, scenario, clients, images, options.seconds))
+                add(name, clients, load(url, scenario, clients, images, options.seconds))
     if options.compare:
-        for name, scenario, server in _peers(model_repo):
+        for name, scenario, server in peers(model_repo):
             with server as peer_url:
                 for _ in range(options.repeats):
                     for clients in _PEER_CLIENTS:
-                        report = _load(peer_url, scenario, clients, images, options.seconds)
+                        report = load(peer_url, scenario, clients, images, options.seconds)
                         add(name, clients, report)
     return [_median_row(*key, reports) for key, reports in runs.items()]
 
@@ -129,19 +126,24 @@ def _in_process(model_repo: Path, images: Path, threads: int, seconds: float) ->
     )  # fmt: skip
 
 
-def _load(url: str, scenario: str, clients: int, images: Path, seconds: float) -> dict:
-    """One run of the load generator, with what the server itself says about it."""
+def load(url: str, scenario: str, clients: int, images: Path, seconds: float) -> dict:
+    """One run of the load generator, with what the server itself says about it.
+
+    Returns
+    -------
+    `generate_load`'s report, and server_cpus, generator_cpus, and Triton's statistics by model
+    """
     port = int(url.rpartition(":")[2])
-    cpu_before, statistics_before = _server_cpu_seconds(port), _triton_statistics(url)
+    cpu_before, statistics_before = server_cpu_seconds(port), triton_statistics(url)
     begin = time.perf_counter()
     report = _run_module(
         "load_generator", "--url", url, "--scenario", scenario, "--clients", clients,
         "--images", images, "--seconds", seconds, "--warm-up", seconds / 2,
     )  # fmt: skip
     # The server's share includes the warm-up, so it is given for each second of the run.
-    report["server_cpus"] = (_server_cpu_seconds(port) - cpu_before) / (time.perf_counter() - begin)
+    report["server_cpus"] = (server_cpu_seconds(port) - cpu_before) / (time.perf_counter() - begin)
     report["generator_cpus"] = report["cpu_seconds"] / report["seconds"]
-    report["triton"] = _statistics_between(statistics_before, _triton_statistics(url))
+    report["triton"] = statistics_between(statistics_before, triton_statistics(url))
     return report
 
 
@@ -251,212 +253,6 @@ def describe_machine() -> str:
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     load = os.getloadavg()[1]
     return f"{model}, {os.cpu_count()} processors, {now}, load of the last 5 minutes {load:.1f}"
-
-
-# --- servers ---------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _own_server(output_dir: Path) -> Iterator[tuple[str, float]]:
-    """A server of our own on free ports: its address, and its first request over the median."""
-    http_port, grpc_port, metrics_port = _free_ports(3)
-    environment = os.environ | {
-        "RUNTIME": "local",
-        "OUTPUT_DIR": str(output_dir),
-        "TRITON_HTTP_PORT": str(http_port),
-        "TRITON_GRPC_PORT": str(grpc_port),
-        "TRITON_METRICS_PORT": str(metrics_port),
-    }
-    script = _BIN / "start_inference_server_cpu.sh"
-    started = time.perf_counter()
-    result = subprocess.run(
-        [script, "--detach", "--ensemble"], env=environment, capture_output=True, text=True
-    )
-    if result.returncode != 0:
-        raise BenchmarkError(f"the server did not start: {result.stdout}{result.stderr}")
-    print(f"server READY after {time.perf_counter() - started:.1f} s")
-    try:
-        url = f"http://127.0.0.1:{http_port}"
-        yield url, _first_over_median(url, output_dir / "gallery" / "query_images.npy")
-    finally:
-        subprocess.run([script, "--stop"], env=environment, capture_output=True)
-
-
-def _first_over_median(url: str, images: Path) -> float:
-    import numpy as np
-
-    from reverse_image_search.client import Client
-
-    client, latencies = Client(url), []
-    client.build_ids()  # opens the connection
-    for image in np.load(images, mmap_mode="r")[:201]:
-        start = time.perf_counter()
-        client.search([image])
-        latencies.append(time.perf_counter() - start)
-    return latencies[0] / statistics.median(latencies[1:])
-
-
-def _peers(model_repo: Path) -> Iterator[tuple[str, str, contextlib.AbstractContextManager[str]]]:
-    yield "FastAPI", "raw_pixels", _peer("fastapi_peer", model_repo)
-    yield "LitServe", "base64_pixels", _peer("litserve_peer", model_repo)
-    yield "the first version", "two_json_calls", _first_version()
-
-
-@contextlib.contextmanager
-def _peer(module: str, model_repo: Path) -> Iterator[str]:
-    (port,) = _free_ports(1)
-    command = [
-        sys.executable, "-m", f"reverse_image_search.benchmark.{module}",
-        "--model-repo", model_repo, "--port", str(port),
-    ]  # fmt: skip
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            command, cwd=_REPOSITORY_ROOT, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            _wait_for(port, process, log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, 15)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
-            process.wait()
-
-
-@contextlib.contextmanager
-def _first_version() -> Iterator[str]:
-    from reverse_image_search.benchmark.first_version import write_first_version
-
-    ports = _free_ports(3)
-    wheel = os.environ.get("TRITON_WHEEL", "nvidia-pytriton==0.7.0")
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
-        write_first_version(Path(folder))
-        options = zip(
-            ("--http-port", "--grpc-port", "--metrics-port"), map(str, ports), strict=True
-        )
-        command = [
-            sys.executable, _REPOSITORY_ROOT / "reverse_image_search" / "local_server.py",
-            "--model-repository", folder, "--wheel", wheel,
-            *(word for option in options for word in option),
-        ]  # fmt: skip
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        url = f"http://127.0.0.1:{ports[0]}"
-        try:
-            _wait_for(ports[0], process, log)
-            deadline = time.monotonic() + _START_TIMEOUT
-            while not _served_models(url, missing_ok=True) and time.monotonic() < deadline:
-                time.sleep(0.2)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def _wait_for(port: int, process: subprocess.Popen, log) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            # LitServe listens before its workers can answer.
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30)
-            return
-        time.sleep(0.2)
-    log.seek(0)
-    raise BenchmarkError(f"{process.args} did not start: {log.read()[-2000:]}")
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-# --- what the servers say and take ------------------------------------------------------------
-
-
-def _served_models(url: str, missing_ok: bool = False) -> list[str]:
-    names = [model.name for model in (*contract.MODELS, contract.IMAGE_SEARCH)]
-    ready = []
-    for name in names:
-        with contextlib.suppress(urllib.error.HTTPError):
-            try:
-                urllib.request.urlopen(f"{url}/v2/models/{name}/ready", timeout=10).close()
-                ready.append(name)
-            except urllib.error.HTTPError:
-                raise
-            except OSError as error:
-                if not missing_ok:
-                    raise BenchmarkError(
-                        f"no server answers at {url} ({error}). Start it with "
-                        "reverse_image_search/bin/start_inference_server_cpu.sh --ensemble, "
-                        "or let the benchmark start one with --start"
-                    ) from error
-    return ready
-
-
-def _triton_statistics(url: str) -> dict[str, dict]:
-    try:
-        with urllib.request.urlopen(f"{url}/v2/models/stats", timeout=10) as response:
-            return {model["name"]: model for model in json.load(response)["model_stats"]}
-    except (OSError, ValueError):
-        return {}  # a peer
-
-
-def _statistics_between(before: dict[str, dict], after: dict[str, dict]) -> dict[str, dict]:
-    """Mean batch size, and milliseconds of a request in the queue and in the model."""
-    between = {}
-    for name, new in after.items():
-        old = before[name]
-
-        def grown(*path: str, new: dict = new, old: dict = old) -> int:
-            for key in path:
-                new, old = new[key], old[key]
-            return new - old
-
-        requests = grown("inference_stats", "success", "count")
-        executions = grown("execution_count")
-        if requests and name != contract.IMAGE_SEARCH.name:
-            between[name] = {
-                "batch": grown("inference_count") / executions,
-                "queue_ms": grown("inference_stats", "queue", "ns") / requests / 1e6,
-                "compute_ms": grown("inference_stats", "compute_infer", "ns") / requests / 1e6,
-            }
-    return between
-
-
-def _server_cpu_seconds(port: int) -> float:
-    """Processor time so far of the process that listens on `port`, its parent's and children's."""
-    processes = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = path.read_text().rpartition(") ")[2].split()
-            processes[int(path.parent.name)] = (int(fields[1]), int(fields[11]) + int(fields[12]))
-    listening = _listening_processes(port)
-    tree = set(listening)
-    while more := {pid for pid, (parent, _) in processes.items() if parent in tree} - tree:
-        tree |= more
-    ticks = sum(processes[pid][1] for pid in tree if pid in processes)
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _listening_processes(port: int) -> set[int]:
-    inodes = set()
-    for table in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                    inodes.add(f"socket:[{fields[9]}]")
-    pids = set()
-    for path in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if os.readlink(path) in inodes:
-                pids.add(int(path.parts[2]))
-    return pids
 
 
 def _parse() -> argparse.Namespace:

@@ -1,0 +1,99 @@
+"""What a running server says of itself, and what it takes of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from reverse_image_search import contract
+
+
+class BenchmarkError(Exception):
+    """The benchmark cannot run; the message says what to do."""
+
+
+def served_models(url: str, missing_ok: bool = False) -> list[str]:
+    """Names of the project's models that are ready at `url`."""
+    names = [model.name for model in (*contract.MODELS, contract.IMAGE_SEARCH)]
+    ready = []
+    for name in names:
+        with contextlib.suppress(urllib.error.HTTPError):
+            try:
+                urllib.request.urlopen(f"{url}/v2/models/{name}/ready", timeout=10).close()
+                ready.append(name)
+            except urllib.error.HTTPError:
+                raise
+            except OSError as error:
+                if not missing_ok:
+                    raise BenchmarkError(
+                        f"no server answers at {url} ({error}). Start it with "
+                        "reverse_image_search/bin/start_inference_server_cpu.sh --ensemble, "
+                        "or let the benchmark start one with --start"
+                    ) from error
+    return ready
+
+
+def triton_statistics(url: str) -> dict[str, dict]:
+    """What Triton has counted so far, by model name; nothing where `url` is no Triton."""
+    try:
+        with urllib.request.urlopen(f"{url}/v2/models/stats", timeout=10) as response:
+            return {model["name"]: model for model in json.load(response)["model_stats"]}
+    except (OSError, ValueError):
+        return {}
+
+
+def statistics_between(before: dict[str, dict], after: dict[str, dict]) -> dict[str, dict]:
+    """Mean batch size, and milliseconds of a request in the queue and in the model."""
+    between = {}
+    for name, new in after.items():
+        old = before[name]
+
+        def grown(*path: str, new: dict = new, old: dict = old) -> int:
+            for key in path:
+                new, old = new[key], old[key]
+            return new - old
+
+        requests = grown("inference_stats", "success", "count")
+        executions = grown("execution_count")
+        if requests and name != contract.IMAGE_SEARCH.name:
+            between[name] = {
+                "batch": grown("inference_count") / executions,
+                "queue_ms": grown("inference_stats", "queue", "ns") / requests / 1e6,
+                "compute_ms": grown("inference_stats", "compute_infer", "ns") / requests / 1e6,
+            }
+    return between
+
+
+def server_cpu_seconds(port: int) -> float:
+    """Processor time so far of the process that listens on `port`, its parent's and children's."""
+    processes = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(") ")[2].split()
+            processes[int(path.parent.name)] = (int(fields[1]), int(fields[11]) + int(fields[12]))
+    listening = _listening_processes(port)
+    tree = set(listening)
+    while more := {pid for pid, (parent, _) in processes.items() if parent in tree} - tree:
+        tree |= more
+    ticks = sum(processes[pid][1] for pid in tree if pid in processes)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _listening_processes(port: int) -> set[int]:
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{fields[9]}]")
+    pids = set()
+    for path in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(path) in inodes:
+                pids.add(int(path.parts[2]))
+    return pids

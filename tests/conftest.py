@@ -50,6 +50,23 @@ NOT_IN_BUILD = {
 }
 
 
+_figures: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def figure() -> Callable[[str], None]:
+    """``figure("repaint: 180 ms")``: a measured figure, printed at the end of the run."""
+    return _figures.append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures that the tests measured."""
+    if _figures:
+        terminalreporter.section("figures")
+    for line in _figures:
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of the dataset: TEST_DATA_DIR, or data/ as in a build."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,10 +41,13 @@ class App:
 
 
 @contextmanager
-def _running_app(triton: Triton, output_dir: Path, folder: Path) -> Iterator[App]:
+def _running_app(
+    triton: Triton, output_dir: Path, folder: Path, figure: Callable[[str], None]
+) -> Iterator[App]:
     (port,) = free_ports(1)
     log_file = folder / f"app_{port}.log"
     variables = triton.environment | {"OUTPUT_DIR": str(output_dir), "APP_PORT": str(port)}
+    started = time.monotonic()
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             [BIN / "start_app.sh"],
@@ -57,6 +61,7 @@ def _running_app(triton: Triton, output_dir: Path, folder: Path) -> Iterator[App
     try:
         wait_until(lambda: process.poll() is not None or _answers(app.url), "the app answers")
         assert process.poll() is None, app.log
+        figure(f"app: answers {time.monotonic() - started:.1f} s after its start")
         yield app
     finally:
         process.terminate()
@@ -72,19 +77,19 @@ def _answers(url: str) -> bool:
 
 
 @pytest.fixture(scope="package")
-def app(triton: Triton, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+def app(triton: Triton, tmp_path_factory: pytest.TempPathFactory, figure) -> Iterator[App]:
     """The app before the small build's server, shared by all tests."""
-    with _running_app(triton, triton.output_dir, tmp_path_factory.mktemp("app")) as app:
+    with _running_app(triton, triton.output_dir, tmp_path_factory.mktemp("app"), figure) as app:
         yield app
 
 
 @pytest.fixture
-def start_app(tmp_path: Path) -> Iterator[Callable[[Triton, Path], App]]:
+def start_app(tmp_path: Path, figure) -> Iterator[Callable[[Triton, Path], App]]:
     """``start_app(triton, output_dir)``: a further app, for a test that breaks things."""
     running = []
 
     def start(triton: Triton, output_dir: Path) -> App:
-        running.append(_running_app(triton, output_dir, tmp_path))
+        running.append(_running_app(triton, output_dir, tmp_path, figure))
         return running[-1].__enter__()
 
     yield start

@@ -17,11 +17,17 @@ from tests.browser.app_page import PATIENCE
 START_COMMAND = "reverse_image_search/bin/start_inference_server_cpu.sh"
 
 
-@contextmanager
-def _seconds(what):
-    start = time.monotonic()
-    yield
-    print(f"\n{what}: {time.monotonic() - start:.1f} s")
+@pytest.fixture
+def seconds(figure):
+    """``with seconds("told after"):`` measures its block."""
+
+    @contextmanager
+    def measure(what):
+        start = time.monotonic()
+        yield
+        figure(f"page: {what} {time.monotonic() - start:.1f} s")
+
+    return measure
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def _other_build(small_build: Path, folder: Path) -> Path:
 
 
 def test_server_and_gallery_change_under_an_open_page(
-    start_triton, start_app, open_page, small_build, own_build, tmp_path
+    start_triton, start_app, open_page, small_build, own_build, tmp_path, seconds
 ):
     triton = start_triton(own_build)
     app = start_app(triton, own_build)
@@ -54,13 +60,13 @@ def test_server_and_gallery_change_under_an_open_page(
     page.pick("query", "test-2")
 
     triton.stop()
-    with _seconds("server gone, told after"):
+    with seconds("server gone, told after"):
         page.wait_for_problem(f"Triton is not reachable at {triton.url}. Start it with")
     page.page.get_by_test_id("query").nth(5).click()
     page.wait_for_problem(START_COMMAND)
 
     triton.start()
-    with _seconds("server back, results after"):
+    with seconds("server back, results after"):
         page.wait_for_query("Test image 5,")
     _assert_pictures_of(page, first)
 
@@ -68,7 +74,7 @@ def test_server_and_gallery_change_under_an_open_page(
     other = _other_build(small_build, tmp_path / "other")
     shutil.move(own_build / "gallery", tmp_path / "old_gallery")
     shutil.copytree(other / "gallery", own_build / "gallery")
-    with _seconds("gallery replaced, told after"):
+    with seconds("gallery replaced, told after"):
         page.wait_for_problem("models are of another build than the gallery")
     page.page.get_by_test_id("query").nth(7).click()
     page.page.wait_for_timeout(1000)
@@ -79,7 +85,7 @@ def test_server_and_gallery_change_under_an_open_page(
     shutil.copytree(other / "model_repo", own_build / "model_repo")
     triton.stop()
     triton.start()
-    with _seconds("same build again, results after"):
+    with seconds("same build again, results after"):
         page.wait_for_query("Test image 7,")
     _assert_pictures_of(page, open_gallery(own_build / "gallery"))
 
@@ -92,7 +98,7 @@ def test_server_and_gallery_change_under_an_open_page(
 
 
 def test_server_that_hangs_and_is_killed(
-    start_triton, start_app, open_page, own_build, gallery, found_by_server
+    start_triton, start_app, open_page, own_build, gallery, found_by_server, seconds
 ):
     """The supervisor starts it again; what was clicked meanwhile is answered without a reload."""
     triton = start_triton(own_build)
@@ -100,17 +106,17 @@ def test_server_that_hangs_and_is_killed(
     hanging = triton.server_pid
     os.kill(hanging, signal.SIGSTOP)
     try:
-        with _seconds("server hangs, told after"):
+        with seconds("server hangs, told after"):
             page.wait_for_problem(f"Triton at {triton.url} did not answer within")
     finally:
         with suppress(ProcessLookupError):  # the supervisor may have ended it
             os.kill(hanging, signal.SIGCONT)
-    with _seconds("server goes on, results after"):
+    with seconds("server goes on, results after"):
         page.wait_for_query("Test image 0,")
 
     os.kill(triton.server_pid, signal.SIGKILL)
     page.tile("query", "test-1").click()
-    with _seconds("server killed, results after"):
+    with seconds("server killed, results after"):
         page.wait_for_query("Test image 1,", timeout=4 * PATIENCE)
     assert [tile.id for tile in page.results] == found_by_server(gallery.query_images[1])[0]
 

@@ -110,7 +110,7 @@ def test_picture_from_the_camera(open_page):
     assert len(page.results) == 20
 
 
-def test_files_of_every_kind(open_page, on_disk):
+def test_files_of_every_kind(open_page, on_disk, figure):
     """One after the other in one session, as somebody would who tries to break it."""
     page = open_page()
     for name in SOUND:
@@ -123,7 +123,7 @@ def test_files_of_every_kind(open_page, on_disk):
         page.wait_for_problem(reason)
     page.choose_source("Test images")
     page.pick("query", "test-4")
-    print(f"\n{len(SOUND)} odd files searched for, {len(UNSOUND)} refused with a reason; none lost")
+    figure(f"page: {len(SOUND)} odd files searched for, {len(UNSOUND)} refused with a reason")
 
 
 def test_file_that_is_too_large_is_refused_before_it_is_sent(open_page, on_disk):

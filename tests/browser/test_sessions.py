@@ -20,15 +20,15 @@ def query_of(gallery, found_by_server):
     return look_up
 
 
-def test_repaint_after_a_click(open_page, query_of):
+def test_repaint_after_a_click(open_page, query_of, figure):
     page = open_page(viewport={"width": 1280, "height": 900})
     times = []
     for index in range(1, CLICKS + 1):
         name, ids = query_of(index)
         page.start_click("query", f"test-{index}", name, ids)
         times.append(page.end_click())
-    print(
-        f"\nrepaint after a click: fastest {min(times):.0f} ms, median "
+    figure(
+        f"repaint after a click: fastest {min(times):.0f} ms, median "
         f"{statistics.median(times):.0f} ms, slowest {max(times):.0f} ms of {CLICKS}"
     )
     # The fastest of many says what the page costs; the others, what else the machine is doing.
@@ -45,7 +45,7 @@ def test_clicks_that_overtake_each_other_end_at_the_last(open_page, query_of):
         page.end_click()
 
 
-def test_ten_sessions_at_once_see_only_their_own_results(open_page, query_of):
+def test_ten_sessions_at_once_see_only_their_own_results(open_page, query_of, figure):
     pages = [open_page() for _ in range(SESSIONS)]
     choice = random.Random(0)
     times = []
@@ -57,7 +57,7 @@ def test_ten_sessions_at_once_see_only_their_own_results(open_page, query_of):
         times += [page.end_click() for page in pages]
         for page, (_, ids) in zip(pages, expected, strict=True):
             assert [tile.id for tile in page.results] == ids
-    print(
-        f"\n{SESSIONS} sessions, {len(times)} clicks at the same time: none mixed up; "
+    figure(
+        f"{SESSIONS} sessions, {len(times)} clicks at the same time: none mixed up; "
         f"median {statistics.median(times):.0f} ms, slowest {max(times):.0f} ms"
     )

@@ -8,7 +8,7 @@ from reverse_image_search.image_file import ImageFileError, read_image, to_query
 from tests.image_corpus import corpus
 
 
-def test_every_file_is_searched_for_or_refused(client, gallery):
+def test_every_file_is_searched_for_or_refused(client, gallery, figure):
     searched, refused, slowest = 0, 0, 0.0
     for file in corpus():
         start = time.process_time()
@@ -25,8 +25,8 @@ def test_every_file_is_searched_for_or_refused(client, gallery):
         assert len(set(neighbors.ids[0].tolist())) == neighbors.ids.shape[1], file.name
         assert neighbors.ids.min() >= 0
         assert neighbors.ids.max() < len(gallery)
-    print(
-        f"\n{searched} files searched for, {refused} refused with a reason, 0 lost; "
+    figure(
+        f"client: {searched} files searched for, {refused} refused with a reason, 0 lost; "
         f"slowest {slowest:.2f} s of CPU on the client's side"
     )
     assert searched >= 50

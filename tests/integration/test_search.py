@@ -34,7 +34,7 @@ def cosines(query_embeddings, gallery_embeddings) -> np.ndarray:
     return unit(query_embeddings) @ unit(gallery_embeddings).T
 
 
-def test_thousand_queries_equal_a_numpy_search(client, query_embeddings, cosines, capsys):
+def test_thousand_queries_equal_a_numpy_search(client, query_embeddings, cosines, figure):
     neighbors = client.find_similar(query_embeddings)
 
     k = neighbors.ids.shape[1]
@@ -45,12 +45,11 @@ def test_thousand_queries_equal_a_numpy_search(client, query_embeddings, cosines
     # Where the ids differ, the oracle must call it a tie.
     of_answer = np.take_along_axis(cosines, neighbors.ids, axis=1)
     largest_tie = np.abs(of_answer - expected)[swapped].max(initial=0)
-    with capsys.disabled():
-        print(
-            f"\n{QUERIES} queries, top {k} of {cosines.shape[1]}: largest score difference "
-            f"{difference:.1e}, {swapped.sum()} of {swapped.size} ids differ, all ties "
-            f"within {largest_tie:.1e}"
-        )
+    figure(
+        f"{QUERIES} queries, top {k} of {cosines.shape[1]}: largest score difference "
+        f"{difference:.1e}, {swapped.sum()} of {swapped.size} ids differ, all ties "
+        f"within {largest_tie:.1e}"
+    )
 
     assert k == 100
     assert difference <= 1e-5

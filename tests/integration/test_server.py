@@ -98,7 +98,7 @@ def statistics(triton, model: str) -> tuple[int, int]:
     return stats["inference_count"], stats["execution_count"]
 
 
-def test_concurrent_requests_run_as_batches(triton, client, gallery_embeddings):
+def test_concurrent_requests_run_as_batches(triton, client, gallery_embeddings, figure):
     """64 threads ask at once: Triton must run fewer times than it is asked."""
     requests, threads = 512, 64
     before = statistics(triton, "vector_similarity")
@@ -115,7 +115,7 @@ def test_concurrent_requests_run_as_batches(triton, client, gallery_embeddings):
 
     after = statistics(triton, "vector_similarity")
     inferences, executions = (new - old for new, old in zip(after, before, strict=True))
-    print(f"{inferences} inferences in {executions} executions")
+    figure(f"dynamic batching: {inferences} inferences in {executions} executions")
     assert inferences == requests
     assert executions < requests
 

@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import faiss
@@ -74,13 +75,48 @@ def compare(gallery: np.ndarray, queries: np.ndarray) -> list[dict[str, float]]:
     return rows
 
 
+def measure_steps(gallery: np.ndarray, queries: np.ndarray) -> list[dict]:
+    """Median milliseconds of what a search could be made of, for 1 and for 32 queries at once."""
+    torch.set_num_threads(1)
+    rows = torch.from_numpy(gallery)
+    columns = rows.t().contiguous()
+    batches = [torch.from_numpy(queries[:size]) for size in (1, 32)]
+    scores = [batch @ columns for batch in batches]
+    groups = [part[:, : part.shape[1] // 32 * 32].unflatten(1, (-1, 32)) for part in scores]
+    steps: dict[str, list[Callable[[], object]]] = {
+        "product, vectors as rows": [lambda b=batch: torch.mm(b, rows.t()) for batch in batches],
+        "product, dimensions as rows": [lambda b=batch: torch.mm(b, columns) for batch in batches],
+        "top 100 of all scores": [lambda s=part: s.topk(_TOP_K) for part in scores],
+        "maxima of groups of 32": [lambda g=group: g.amax(2) for group in groups],
+    }
+    with torch.inference_mode():
+        return [
+            {"step": name, "one_ms": _median_ms(one), "batch_ms": _median_ms(batch)}
+            for name, (one, batch) in steps.items()
+        ]
+
+
+def _median_ms(step: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(50):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(seconds))
+
+
 def main() -> int:
     """Print the rows as JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output-dir", type=Path, required=True, help="of a build")
     options = parser.parse_args()
     gallery, queries = build_embeddings(options.output_dir)
-    print(json.dumps({"dimensions": gallery.shape[1], "rows": compare(gallery, queries)}))
+    report = {
+        "dimensions": gallery.shape[1],
+        "rows": compare(gallery, queries),
+        "steps": measure_steps(gallery, queries),
+    }
+    print(json.dumps(report))
     return 0
 
 

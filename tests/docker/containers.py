@@ -106,6 +106,9 @@ class Foreground:
             self.process = subprocess.Popen(
                 [BIN / script], env=script_environment(**variables), stdin=subprocess.DEVNULL,
                 stdout=file, stderr=file, start_new_session=True,
+                # As from a terminal; a shell cannot trap what was ignored when it started, as it
+                # is when the tests run in the background.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
 
     @property

@@ -34,7 +34,7 @@ class VectorSimilarity(nn.Module):
     GROUP_SIZE: Final[int] = 32
     # On a GPU, should the server allow TF32 there.
     GPU_SCAN_ERROR: Final[float] = 2.0**-7
-    SCANNED_AT_ONCE: Final[int] = 2**23  # scores: 32 MiB
+    SCANNED_AT_ONCE: Final[int] = 2**25  # scores: 128 MiB
     RANKED_AT_ONCE: Final[int] = 2**12  # candidates: 2 MiB of D = 128, for the cache
     LOWEST: Final[float] = -2.0  # below every cosine
     ID_RANGE: Final[int] = 2**32

@@ -112,16 +112,16 @@ def answers(url: str) -> bool:
 @pytest.fixture(scope="session")
 def page_text(browser) -> Callable[[str, str], str]:
     """``page_text(url, wanted)``: the text of a page once `wanted` stands in it."""
+    from tests.browser.app_page import open_app  # needs playwright, as `browser` does
 
     def read(url: str, wanted: str) -> str:
         wait_until(lambda: answers(f"{url}/_stcore/health"), f"an app at {url}")
-        page = browser.new_page()
+        page = open_app(browser, url).page
         try:
-            page.goto(url, timeout=60_000)
             page.get_by_text(wanted).first.wait_for(timeout=60_000)
             return page.inner_text("body")
         finally:
-            page.close()
+            page.context.close()
 
     return read
 

@@ -43,6 +43,7 @@ def orthogonalize(matrix: Tensor, iterations: int = 3) -> Tensor:
 
     The coefficients are Keller Jordan's: they give up exactness for steepness at zero.
     """
+    # Many processors have no bfloat16, and on a processor these products are a small part.
     result = matrix.bfloat16() if matrix.is_cuda else matrix
     tall = len(result) > result.shape[1]
     if tall:

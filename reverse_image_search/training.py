@@ -98,7 +98,9 @@ def encoder_loss(encoder: ImageEncoder, pixels: Tensor, labels: Tensor) -> Tenso
 
 def _fast_arithmetic(device: torch.device) -> torch.autocast:
     """bfloat16 where the processor has it; elsewhere it is emulated, ten times slower."""
-    has_bfloat16 = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    has_bfloat16 = device.type != "cpu" or (
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16)
 
 

@@ -32,7 +32,8 @@ class VectorSimilarity(nn.Module):
     """
 
     GROUP_SIZE: Final[int] = 32
-    # On a GPU, should the server allow TF32 there.
+    # On a GPU, should the server allow TF32 there. A CPU's product is float32 unless a program asks
+    # PyTorch for less (`set_float32_matmul_precision`), which neither of the backends does.
     GPU_SCAN_ERROR: Final[float] = 2.0**-7
     SCANNED_AT_ONCE: Final[int] = 2**25  # scores: 128 MiB
     RANKED_AT_ONCE: Final[int] = 2**12  # candidates: 2 MiB of D = 128, for the cache

@@ -19,7 +19,7 @@ import faiss
 import numpy as np
 import torch
 
-from reverse_image_search.benchmark.in_process import build_embeddings
+from reverse_image_search.benchmark.in_process import build_embeddings, median_ms
 from reverse_image_search.export import export_torchscript, load_torchscript
 from reverse_image_search.vector_similarity import VectorSimilarity
 
@@ -91,18 +91,9 @@ def measure_steps(gallery: np.ndarray, queries: np.ndarray) -> list[dict]:
     }
     with torch.inference_mode():
         return [
-            {"step": name, "one_ms": _median_ms(one), "batch_ms": _median_ms(batch)}
+            {"step": name, "one_ms": median_ms(one), "batch_ms": median_ms(batch)}
             for name, (one, batch) in steps.items()
         ]
-
-
-def _median_ms(step: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(50):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return 1e3 * float(np.median(seconds))
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reverse_image_search.benchmark.in_process import build_embeddings
+from reverse_image_search.benchmark.in_process import build_embeddings, median_ms
 from reverse_image_search.export import export_torchscript, load_torchscript
 from reverse_image_search.vector_similarity import VectorSimilarity
 
@@ -79,8 +79,8 @@ def _measure(embeddings: np.ndarray, size: int, path: Path) -> dict:
     load_seconds = time.perf_counter() - start
     queries = torch.from_numpy(embeddings[:: len(embeddings) // _BATCH_SIZE][:_BATCH_SIZE].copy())
     with torch.inference_mode():
-        one = _median_ms(lambda: model(queries[:1]))
-        batch = _median_ms(lambda: model(queries)) / _BATCH_SIZE
+        one = median_ms(lambda: model(queries[:1]))
+        batch = median_ms(lambda: model(queries)) / _BATCH_SIZE
     return {
         "gallery": size,
         "one_ms": one,
@@ -89,17 +89,6 @@ def _measure(embeddings: np.ndarray, size: int, path: Path) -> dict:
         "load_seconds": load_seconds,
         "file_mb": path.stat().st_size / 1e6,
     }
-
-
-def _median_ms(search, least: int = 5, seconds: float = 1.0) -> float:
-    for _ in range(3):
-        search()
-    times: list[float] = []
-    while len(times) < least or sum(times) < seconds:
-        start = time.perf_counter()
-        search()
-        times.append(time.perf_counter() - start)
-    return 1e3 * float(np.median(times))
 
 
 def _memory_mb() -> float:

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,18 @@ def build_embeddings(output_dir: Path) -> tuple[np.ndarray, np.ndarray]:
         for images in (gallery.images, gallery.query_images[:1000])
     )
     return embed_images(encoder, images).numpy(), embed_images(encoder, queries).numpy()
+
+
+def median_ms(search: Callable[[], object], least: int = 5, seconds: float = 1.0) -> float:
+    """Median milliseconds of a call; three warm up, then `least` of them or `seconds` long."""
+    for _ in range(3):
+        search()
+    times: list[float] = []
+    while len(times) < least or sum(times) < seconds:
+        start = time.perf_counter()
+        search()
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times))
 
 
 def measure(

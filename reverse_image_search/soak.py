@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,6 +32,8 @@ _SAMPLE_INTERVAL = 1.0  # seconds
 # What comes before is not judged: caches fill, and the allocator finds its size.
 _WARM_UP = 1 / 3  # of the run, for memory
 _WINDOW = 1 / 5  # of the run: its first and its last part are compared for latency
+# Printed, so that a slow minute can be told from a server that gets slower.
+_TENTHS = [(tenth / 10, (tenth + 1) / 10) for tenth in range(10)]
 _FLAT = 16.0  # MB that a process may grow by over the judged part of the run
 
 
@@ -79,9 +82,16 @@ class Soak:
         ----------
         begin, end : 0 is the start of the run, 1 its end
         """
-        when, latency = self.answers.T
-        part = latency[(when >= begin * self.seconds) & (when < end * self.seconds)]
+        part = self._latencies(begin, end)
         return 1e3 * float(np.percentile(part, 99)) if len(part) else float("nan")
+
+    def rate(self, begin: float, end: float) -> float:
+        """Answers a second in a part of the run, given as for `p99`."""
+        return len(self._latencies(begin, end)) / ((end - begin) * self.seconds)
+
+    def _latencies(self, begin: float, end: float) -> np.ndarray:
+        when, latency = self.answers.T
+        return latency[(when >= begin * self.seconds) & (when < end * self.seconds)]
 
 
 def main() -> int:
@@ -167,6 +177,8 @@ def _report(
               f"slope {3600 * slope:+7.1f} MB/hour")  # fmt: skip
         if slope * judged > _FLAT:
             problems.append(f"{name} grew by {slope * judged:.0f} MB in {judged / 60:.1f} min")
+    print(f"each tenth: answers a second {_row(soak.rate(*part) for part in _TENTHS)}")
+    print(f"            p99 in ms        {_row(soak.p99(*part) for part in _TENTHS)}")
     first, last = soak.p99(0.02, 0.02 + _WINDOW), soak.p99(1 - _WINDOW, 1)
     print(f"p99 {first:.1f} ms at the start, {last:.1f} ms at the end ({last / first - 1:+.0%})")
     if not last <= (1 + p99_tolerance) * first:
@@ -174,6 +186,10 @@ def _report(
     for problem in problems:
         print(f"soak: {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _row(figures: Iterable[float]) -> str:
+    return " ".join(f"{figure:6.1f}" for figure in figures)
 
 
 def _parse() -> argparse.Namespace:

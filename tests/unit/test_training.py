@@ -8,6 +8,7 @@ from reverse_image_search.muon import Muon, orthogonalize
 from reverse_image_search.training import (
     encoder_loss,
     fold_batch_norms,
+    half_whiten,
     instance_loss,
     train_encoder,
 )
@@ -34,7 +35,8 @@ def trained() -> ImageEncoder:
 def test_trained_encoder_is_ready_to_export(trained: ImageEncoder):
     assert not trained.training
     assert {parameter.dtype for parameter in trained.parameters()} == {torch.float32}
-    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in trained.modules())
+    norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+    assert not any(isinstance(layer, norms) for layer in trained.modules())
     assert trained.embedding_dim == 2 + 64
 
 
@@ -86,6 +88,27 @@ def test_folding_batch_norms_changes_nothing_but_rounding():
         pixels = torch.rand(4, 3, 28, 28)
         before = encoder(pixels)
         assert torch.allclose(fold_batch_norms(encoder)(pixels), before, atol=1e-5)
+
+
+def test_half_whitening_halves_the_spread_of_variances_and_leaves_the_class_part():
+    torch.manual_seed(0)
+    encoder = fold_batch_norms(ImageEncoder(width=16).eval())
+    pixels = torch.rand(512, 1, 28, 28)
+
+    def log_variances() -> torch.Tensor:
+        vectors = encoder.describe(features)
+        return torch.linalg.eigvalsh(vectors.T @ vectors / len(vectors)).log()
+
+    with torch.no_grad():
+        features = 100 * torch.randn(512, 128) * torch.logspace(-1, 0, 128)
+        encoder.features = lambda _pixels: features  # spread evenly over a factor of ten
+        before, class_part = log_variances(), encoder.embed(features)[:, :10]
+        half_whiten(encoder, pixels)
+        after = log_variances()
+        assert (after.max() - after.min()) / (before.max() - before.min()) == pytest.approx(
+            0.5, abs=0.1
+        )
+        assert torch.equal(encoder.embed(features)[:, :10], class_part)
 
 
 def test_instance_loss_is_low_only_for_the_right_pairs():

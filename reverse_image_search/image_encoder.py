@@ -53,7 +53,7 @@ class ImageEncoder(nn.Module):
         )
         self.class_head = _CosineClassifier(8 * width, num_classes)
         self.instance_head = nn.Sequential(
-            *_two_layers(8 * width, instance_dims), nn.BatchNorm1d(instance_dims)
+            nn.Linear(8 * width, instance_dims, bias=False), nn.BatchNorm1d(instance_dims)
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -109,22 +109,19 @@ class _CosineClassifier(nn.Module):
     def __init__(self, in_features: int, num_classes: int, dims: int = 64, scale: float = 6.0):
         super().__init__()
         self.scale = scale
-        self.projection = nn.Sequential(*_two_layers(in_features, dims))
+        # With a hidden layer, the features need not lie class by class for the class head's sake,
+        # and keep more of what tells one image from another.
+        self.projection = nn.Sequential(
+            nn.Linear(in_features, in_features, bias=False),
+            nn.BatchNorm1d(in_features),
+            nn.ReLU(inplace=True),
+            nn.Linear(in_features, dims, bias=False),
+        )
         self.class_centers = nn.Parameter(torch.randn(num_classes, dims))
 
     def forward(self, features: Tensor) -> Tensor:  # (batch, in_features) -> (batch, num_classes)
         vectors = F.normalize(self.projection(features))
         return self.scale * F.linear(vectors, F.normalize(self.class_centers))
-
-
-def _two_layers(in_features: int, out_features: int) -> list[nn.Module]:
-    """A layer of its own lets each head turn the shared features to its own purpose."""
-    return [
-        nn.Linear(in_features, in_features, bias=False),
-        nn.BatchNorm1d(in_features),
-        nn.ReLU(inplace=True),
-        nn.Linear(in_features, out_features, bias=False),
-    ]
 
 
 class _Residual(nn.Module):

@@ -155,12 +155,12 @@ def half_whiten(encoder: ImageEncoder, pixels: Tensor) -> None:
     encoder : trained, its batch norms folded
     pixels : (N, 1, 28, 28) float32, 0 to 1
     """
-    *_, last_layer, _folded_norm = encoder.instance_head
+    linear, _folded_norm = encoder.instance_head
     vectors = torch.cat([encoder.describe(encoder.features(part)) for part in pixels.split(500)])
     # About zero, not about the mean: what all vectors have in common is to be lowered, too.
     variances, directions = torch.linalg.eigh(vectors.T @ vectors / len(vectors))
     variances.clamp_(min=1e-3 * variances.mean())  # noise alone is not raised without end
     # To the power of -1/2 they would become equal; -1/4 goes halfway.
     whitening = directions * variances**-0.25 @ directions.T
-    last_layer.weight.copy_(whitening @ last_layer.weight)
-    last_layer.bias.copy_(whitening @ last_layer.bias)
+    linear.weight.copy_(whitening @ linear.weight)
+    linear.bias.copy_(whitening @ linear.bias)

@@ -109,8 +109,7 @@ class _CosineClassifier(nn.Module):
     def __init__(self, in_features: int, num_classes: int, dims: int = 64, scale: float = 6.0):
         super().__init__()
         self.scale = scale
-        # With a hidden layer, the features need not lie class by class for the class head's sake,
-        # and keep more of what tells one image from another.
+        # The hidden layer raised mAP and R@1; one in the instance head as well lowered R@1.
         self.projection = nn.Sequential(
             nn.Linear(in_features, in_features, bias=False),
             nn.BatchNorm1d(in_features),

@@ -45,7 +45,8 @@ def train_encoder(
 
     Returns
     -------
-    ImageEncoder in evaluation mode, float32, its batch norms folded into the convolutions.
+    ImageEncoder in evaluation mode, float32, its batch norms folded into the layers before them
+    and its instance vectors half whitened.
     """
     torch.manual_seed(seed)
     encoder = ImageEncoder(
@@ -146,9 +147,8 @@ def fold_batch_norms(encoder: ImageEncoder) -> ImageEncoder:
 def half_whiten(encoder: ImageEncoder, pixels: Tensor) -> None:
     """Bring the directions of the instance vectors halfway to equal variance.
 
-    Few directions carry most of the variance, and what is common to many images fills them. With
-    the others raised, two images that are not copies are less alike (Jegou and Chum 2012,
-    "Negative evidences and co-occurences in image retrieval"). All the way raises noise as well.
+    What is common to many images counts less then (whitening: Jegou and Chum 2012, "Negative
+    evidences and co-occurences in image retrieval"). All the way raises noise as well.
 
     Parameters
     ----------

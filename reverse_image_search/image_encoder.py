@@ -25,7 +25,7 @@ class ImageEncoder(nn.Module):
     num_classes : kinds of image that the class head tells apart
     width : channels of the first convolution; the last has four times as many
     instance_dims : dimensions of the instance part of the embedding
-    class_weight : share of the class part, 0 to 1 (see `embed`)
+    class_weight : share of the class part, 0 to 1 (see `join_parts`)
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class ImageEncoder(nn.Module):
         class_weight: float = 0.85,
     ):
         super().__init__()
+        self.num_classes, self.instance_dims = num_classes, instance_dims
         self.embedding_dim = num_classes + instance_dims
         self.class_weight = class_weight
         # TorchScript sees no module globals.
@@ -67,10 +68,8 @@ class ImageEncoder(nn.Module):
         -------
         (batch, embedding_dim) float32, unit length; the same for an image and its mirror image
         """
-        grey = self.prepare(images)
-        both_ways = self.features(torch.cat([grey, grey.flip(3)]))
-        one_way, other_way = both_ways.chunk(2)
-        return self.embed((one_way + other_way) / 2)
+        probabilities, vectors = self.look_both_ways(self.prepare(images))
+        return join_parts(probabilities, vectors, self.class_weight)
 
     def prepare(self, images: Tensor) -> Tensor:
         """(batch, 3, height, width) RGB -> (batch, 1, 28, 28) grey, 0 to 1."""
@@ -81,6 +80,16 @@ class ImageEncoder(nn.Module):
             grey, self.image_size, mode="bilinear", antialias=True, align_corners=False
         )
 
+    def look_both_ways(self, grey: Tensor) -> tuple[Tensor, Tensor]:
+        """What both heads say of the mean of an image's features and its mirror image's.
+
+        (batch, 1, 28, 28) grey, 0 to 1 -> class probabilities (batch, num_classes) and unit
+        vectors (batch, instance_dims), as `join_parts` takes them
+        """
+        one_way, other_way = self.features(torch.cat([grey, grey.flip(3)])).chunk(2)
+        features = (one_way + other_way) / 2
+        return self.class_head(features).softmax(dim=1), self.describe(features)
+
     def features(self, grey: Tensor) -> Tensor:
         """(batch, 1, 28, 28) grey, 0 to 1 -> (batch, 8 * width), average and maximum over space."""
         maps = self.backbone((grey - self.pixel_mean) / self.pixel_std)
@@ -90,15 +99,26 @@ class ImageEncoder(nn.Module):
         """Unit vectors (batch, instance_dims): near each other for copies of one image."""
         return F.normalize(self.instance_head(features))
 
-    def embed(self, features: Tensor) -> Tensor:
-        """Put the class probabilities and the instance vector side by side, at unit length.
 
-        The product of two class parts is about the probability that both images are of the same
-        class. The less sure the class, the shorter its part, and the more the instance part says.
-        """
-        class_part = self.class_weight * self.class_head(features).softmax(dim=1)
-        rest = (1 - class_part.square().sum(dim=1, keepdim=True)).sqrt()
-        return torch.cat([class_part, rest * self.describe(features)], dim=1)
+def join_parts(probabilities: Tensor, vectors: Tensor, class_weight: float) -> Tensor:
+    """Put class probabilities and instance vectors side by side, at unit length.
+
+    The product of two class parts is about the probability that both images are of the same
+    class. The less sure the class, the shorter its part, and the more the instance part says.
+
+    Parameters
+    ----------
+    probabilities : (batch, num_classes)
+    vectors : (batch, instance_dims), unit length
+    class_weight : length of the class part where the class is certain, 0 to 1
+
+    Returns
+    -------
+    (batch, num_classes + instance_dims), unit length
+    """
+    class_part = class_weight * probabilities
+    rest = (1 - class_part.square().sum(dim=1, keepdim=True)).sqrt()
+    return torch.cat([class_part, rest * vectors], dim=1)
 
 
 class _CosineClassifier(nn.Module):

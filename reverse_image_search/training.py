@@ -1,4 +1,4 @@
-"""Train the image encoder: one network, a loss for each head."""
+"""Train the image encoder: one network, a loss for each head; or several such encoders."""
 
 import torch
 import torch.nn.functional as F
@@ -7,13 +7,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from tqdm import tqdm
 
 from reverse_image_search.augmentation import mirror_half, strong_view
+from reverse_image_search.encoder_ensemble import EncoderEnsemble
 from reverse_image_search.image_encoder import ImageEncoder
 from reverse_image_search.muon import Muon
 
 DEFAULT_EPOCHS = 9
-QUALITY_EPOCHS = 22
-DEFAULT_WIDTH = 32
-QUALITY_WIDTH = 48
+ENSEMBLE_SIZE = 3  # encoders of the `--quality` build
 BATCH_SIZE = 384  # also how many images the instance loss tells apart: more is better
 CONVOLUTION_LEARNING_RATE = 0.1
 HEAD_LEARNING_RATE = 0.2
@@ -26,13 +25,7 @@ WHITENING_IMAGES = 6_000  # whose instance vectors tell how much each direction 
 
 
 def train_encoder(
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epochs: int,
-    seed: int,
-    progress: bool = True,
-    quality: bool = False,
+    images: Tensor, labels: Tensor, *, epochs: int, seed: int, progress: bool = True
 ) -> ImageEncoder:
     """Train on labelled images; the same seed on the same machine gives the same encoder.
 
@@ -41,17 +34,47 @@ def train_encoder(
     images : (N, 28, 28) uint8
     labels : (N,) int64
     epochs : passes over the images
-    quality : the wider network of the `--quality` build
 
     Returns
     -------
     ImageEncoder in evaluation mode, float32, its batch norms folded into the layers before them
     and its instance vectors half whitened.
     """
+    encoder = _train(images, labels, epochs, seed, "training" if progress else None)
+    half_whiten(encoder, images[:WHITENING_IMAGES].unsqueeze(1) / 255)
+    return encoder
+
+
+def train_ensemble(
+    images: Tensor, labels: Tensor, *, epochs: int, seed: int, progress: bool = True
+) -> EncoderEnsemble:
+    """Train several encoders, each as `train_encoder` does, into one; no two seeds share any.
+
+    Returns
+    -------
+    EncoderEnsemble in evaluation mode, its joined instance vectors half whitened.
+    """
+    encoders = [
+        _train(
+            images,
+            labels,
+            epochs,
+            seed * ENSEMBLE_SIZE + member,
+            f"training {member + 1} of {ENSEMBLE_SIZE}" if progress else None,
+        )
+        for member in range(ENSEMBLE_SIZE)
+    ]
+    ensemble = EncoderEnsemble(encoders).eval().to(images.device)
+    half_whiten_together(ensemble, images[:WHITENING_IMAGES].unsqueeze(1) / 255)
+    return ensemble
+
+
+def _train(
+    images: Tensor, labels: Tensor, epochs: int, seed: int, description: str | None
+) -> ImageEncoder:
+    """One encoder, its batch norms folded; `description` stands before the progress bar."""
     torch.manual_seed(seed)
-    encoder = ImageEncoder(
-        num_classes=int(labels.max()) + 1, width=QUALITY_WIDTH if quality else DEFAULT_WIDTH
-    )
+    encoder = ImageEncoder(num_classes=int(labels.max()) + 1)
     encoder.train().to(memory_format=torch.channels_last)
     batch_size = min(BATCH_SIZE, len(images))
     steps_per_epoch = len(images) // batch_size
@@ -64,7 +87,7 @@ def train_encoder(
         )
         for optimizer in optimizers
     ]
-    with tqdm(total=steps, desc="training", unit="batch", disable=not progress) as bar:
+    with tqdm(total=steps, desc=description, unit="batch", disable=description is None) as bar:
         for _ in range(epochs):
             order = torch.randperm(len(images))
             for batch in order.split(batch_size)[:steps_per_epoch]:
@@ -75,9 +98,7 @@ def train_encoder(
                     optimizer.step()
                     schedule.step()
                 bar.update()
-    encoder = fold_batch_norms(encoder.eval())
-    half_whiten(encoder, images[:WHITENING_IMAGES].unsqueeze(1) / 255)
-    return encoder
+    return fold_batch_norms(encoder.eval())
 
 
 def encoder_loss(encoder: ImageEncoder, pixels: Tensor, labels: Tensor) -> Tensor:
@@ -147,9 +168,6 @@ def fold_batch_norms(encoder: ImageEncoder) -> ImageEncoder:
 def half_whiten(encoder: ImageEncoder, pixels: Tensor) -> None:
     """Bring the directions of the instance vectors halfway to equal variance.
 
-    What is common to many images counts less then (whitening: Jegou and Chum 2012, "Negative
-    evidences and co-occurences in image retrieval"). All the way raises noise as well.
-
     Parameters
     ----------
     encoder : trained, its batch norms folded
@@ -157,10 +175,26 @@ def half_whiten(encoder: ImageEncoder, pixels: Tensor) -> None:
     """
     linear, _folded_norm = encoder.instance_head
     vectors = torch.cat([encoder.describe(encoder.features(part)) for part in pixels.split(500)])
+    whitening = half_whitening(vectors, encoder.instance_dims)
+    linear.weight.copy_(whitening @ linear.weight)
+    linear.bias.copy_(whitening @ linear.bias)
+
+
+@torch.no_grad()
+def half_whiten_together(ensemble: EncoderEnsemble, pixels: Tensor) -> None:
+    """The same for an ensemble, over the joined instance vectors, which lose dimensions there."""
+    vectors = torch.cat([ensemble.look_both_ways(part)[1] for part in pixels.split(500)])
+    ensemble.projection.weight.copy_(half_whitening(vectors, ensemble.projection.out_features))
+
+
+def half_whitening(vectors: Tensor, dims: int) -> Tensor:
+    """Linear map, (dims, D), to the `dims` strongest directions of vectors (N, D), half whitened.
+
+    What is common to many images counts less then (whitening: Jegou and Chum 2012, "Negative
+    evidences and co-occurences in image retrieval"). All the way raises noise as well.
+    """
     # About zero, not about the mean: what all vectors have in common is to be lowered, too.
     variances, directions = torch.linalg.eigh(vectors.T @ vectors / len(vectors))
     variances.clamp_(min=1e-3 * variances.mean())  # noise alone is not raised without end
     # To the power of -1/2 they would become equal; -1/4 goes halfway.
-    whitening = directions * variances**-0.25 @ directions.T
-    linear.weight.copy_(whitening @ linear.weight)
-    linear.bias.copy_(whitening @ linear.bias)
+    return (directions * variances**-0.25).T[-dims:]  # eigh sorts by rising variance

@@ -7,7 +7,7 @@
 #
 #   --limit N         train on and index only the first N images
 #   --epochs N        passes over the images
-#   --quality         a larger encoder, trained longer (up to 30 minutes on 2 cores)
+#   --quality         three encoders served as one: three times the training, better answers
 #   --encoder NAME    fashion (default: trained here) or resnet18 (ImageNet weights)
 #   --weights FILE    weights for --encoder resnet18 instead of torchvision's download
 #   --top-k K         neighbours that the server returns for each query (default 100)

@@ -7,6 +7,7 @@ import torch
 
 from reverse_image_search import build_models
 from reverse_image_search.dataset import Dataset
+from reverse_image_search.export import load_torchscript
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,7 @@ from reverse_image_search.dataset import Dataset
         (["--epochs", "1.5"], "'1.5' is not a whole number above 0"),
         (["--top-k", "many"], "'many' is not a whole number above 0"),
         (["--fast"], "unrecognized arguments: --fast"),
+        (["--quality", "--encoder", "resnet18"], "--quality trains encoders"),
     ],
 )
 def test_wrong_options_are_refused(arguments, message, capsys, tmp_path):
@@ -143,6 +145,15 @@ def test_one_build_id_on_gallery_and_both_models(build, tmp_path):
     for model in ("image_encoder", "vector_similarity"):
         config = (tmp_path / "model_repo" / model / "config.pbtxt").read_text()
         assert f'key: "build_id" value {{ string_value: "{build_id}" }}' in config
+
+
+def test_a_quality_build_serves_an_ensemble(build, tmp_path):
+    assert build("--quality") == 0
+
+    encoder = load_torchscript(tmp_path / "model_repo" / "image_encoder" / "1" / "model.pt")
+    assert encoder(torch.rand(2, 3, 28, 28)).shape == (2, 2 + 118)
+    config = (tmp_path / "model_repo" / "vector_similarity" / "config.pbtxt").read_text()
+    assert "dims: [120]" in config
 
 
 def test_more_neighbors_than_images_are_all_images(build, tmp_path):

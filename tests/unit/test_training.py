@@ -9,8 +9,10 @@ from reverse_image_search.training import (
     encoder_loss,
     fold_batch_norms,
     half_whiten,
+    half_whitening,
     instance_loss,
     train_encoder,
+    train_ensemble,
 )
 
 STRIPES, CHECKS = 0, 1
@@ -72,6 +74,18 @@ def test_bfloat16_only_where_the_processor_has_it(monkeypatch, has_bfloat16):
     assert seen == [torch.bfloat16 if has_bfloat16 else torch.float32]
 
 
+def test_an_ensemble_is_of_encoders_trained_from_seeds_of_its_own():
+    images, labels = _make_patterns(128)
+    alike = {"epochs": 1, "progress": False}
+    ensemble = train_ensemble(images, labels, seed=1, **alike)
+    grey = torch.rand(4, 1, 28, 28)
+
+    assert len(ensemble.encoders) == 3
+    for encoder, seed in zip(ensemble.encoders, (3, 4, 5), strict=True):
+        alone = train_encoder(images, labels, seed=seed, **alike)
+        assert torch.equal(encoder.look_both_ways(grey)[0], alone.look_both_ways(grey)[0])
+
+
 def test_fewer_images_than_a_batch_will_do():
     images, labels = _make_patterns(10)
     encoder = train_encoder(images, labels, epochs=1, seed=0, progress=False)
@@ -90,25 +104,34 @@ def test_folding_batch_norms_changes_nothing_but_rounding():
         assert torch.allclose(fold_batch_norms(encoder)(pixels), before, atol=1e-5)
 
 
-def test_half_whitening_halves_the_spread_of_variances_and_leaves_the_class_part():
+def test_half_whitening_keeps_the_strongest_directions_and_halves_their_spread():
+    # One vector along each axis: second moments of 3, 1/300 and 1/48.
+    vectors = torch.diag(torch.tensor([3.0, 0.1, 0.25]))
+
+    whitening = half_whitening(vectors, dims=2)
+
+    # To the power of -1/4: 1/48 and 3, the strongest last; the signs are any.
+    expected = torch.tensor([[0.0, 0.0, 48**0.25], [3**-0.25, 0.0, 0.0]])
+    assert torch.allclose(whitening.abs(), expected, atol=1e-5)
+
+
+def test_half_whitening_changes_the_instance_part_alone():
     torch.manual_seed(0)
     encoder = fold_batch_norms(ImageEncoder(width=16).eval())
     pixels = torch.rand(512, 1, 28, 28)
 
-    def log_variances() -> torch.Tensor:
+    def spread_of_variances() -> torch.Tensor:
         vectors = encoder.describe(features)
-        return torch.linalg.eigvalsh(vectors.T @ vectors / len(vectors)).log()
+        log_variances = torch.linalg.eigvalsh(vectors.T @ vectors / len(vectors)).log()
+        return log_variances.max() - log_variances.min()
 
     with torch.no_grad():
         features = 100 * torch.randn(512, 128) * torch.logspace(-1, 0, 128)
         encoder.features = lambda _pixels: features  # spread evenly over a factor of ten
-        before, class_part = log_variances(), encoder.embed(features)[:, :10]
+        before, logits = spread_of_variances(), encoder.class_head(features)
         half_whiten(encoder, pixels)
-        after = log_variances()
-        assert (after.max() - after.min()) / (before.max() - before.min()) == pytest.approx(
-            0.5, abs=0.1
-        )
-        assert torch.equal(encoder.embed(features)[:, :10], class_part)
+        assert spread_of_variances() / before == pytest.approx(0.5, abs=0.1)
+        assert torch.equal(encoder.class_head(features), logits)
 
 
 def test_instance_loss_is_low_only_for_the_right_pairs():

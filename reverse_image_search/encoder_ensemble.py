@@ -22,7 +22,7 @@ class EncoderEnsemble(nn.Module):
     """
 
     def __init__(
-        self, encoders: list[ImageEncoder], instance_dims: int = 118, class_weight: float = 0.88
+        self, encoders: list[ImageEncoder], instance_dims: int = 118, class_weight: float = 0.9
     ):
         super().__init__()
         self.encoders = nn.ModuleList(encoders)

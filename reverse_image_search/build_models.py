@@ -255,7 +255,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--quality",
         action="store_true",
         help=f"train {ENSEMBLE_SIZE} encoders and serve them as one: {ENSEMBLE_SIZE} times the "
-        "training and the time of a query's embedding",
+        "training and the work for a query's embedding",
     )
     parser.add_argument(
         "--encoder",

@@ -151,11 +151,10 @@ class Supervisor:
             if server.poll() is not None:
                 return ready, f"ended with {_exit_name(server.returncode)}"
             # From the start: one may die as soon as the server is READY.
-            children = _children(server.pid)
-            backend_processes |= children
+            backend_processes |= _children(server.pid)
             if ready:
                 # Triton goes on saying READY, and answers each request with an error.
-                if backend_processes - children:
+                if any(map(_is_dead, backend_processes)):
                     server.kill()  # it would wait for the lost process before it stops
                     return True, "lost the process of a model"
                 if now - checked > _CHECK_INTERVAL:
@@ -219,7 +218,11 @@ def _remove_shared_memory(http_port: int) -> None:
 
 
 def _children(pid: int) -> set[int]:
-    """Process ids of the living children of `pid`: the Python backend runs one for each model."""
+    """Process ids of living children of `pid`: the Python backend runs one for each model.
+
+    Not always all: proc(5) promises a whole list only while nothing changes, and a thread that
+    ends, as those that load models do, hands its children to another.
+    """
     children: set[int] = set()
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):

@@ -141,6 +141,29 @@ def test_a_model_that_dies_as_the_server_becomes_ready_is_missed(monkeypatch):
         local_server._end(server)
 
 
+def test_a_living_model_that_is_not_listed_is_not_missed(monkeypatch):
+    """The kernel's list of a process's children lacks one now and then."""
+    server = subprocess.Popen(["sh", "-c", "sleep 60 & wait"], process_group=0)
+    supervisor = local_server.Supervisor([], {}, argparse.Namespace(http_port=0, gpu=False))
+    lists = []
+
+    def children(pid: int) -> set[int]:
+        found = _children(pid) if len(lists) < 5 else set()
+        lists.append(found)
+        supervisor._stopping = len(lists) == 10
+        return found
+
+    _children = local_server._children
+    monkeypatch.setattr(local_server, "_children", children)
+    monkeypatch.setattr(local_server, "is_ready", lambda _port: any(lists))
+    try:
+        assert supervisor._watch(server) == (True, "was told to stop")
+        assert any(lists)
+        assert not any(lists[5:])
+    finally:
+        local_server._end(server)
+
+
 def test_a_copy_is_made_when_something_changed(tmp_path):
     source, target = tmp_path / "source", tmp_path / "folder" / "target"
     source.write_text("one")

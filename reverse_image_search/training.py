@@ -182,7 +182,13 @@ def half_whiten(encoder: ImageEncoder, pixels: Tensor) -> None:
 
 @torch.no_grad()
 def half_whiten_together(ensemble: EncoderEnsemble, pixels: Tensor) -> None:
-    """The same for an ensemble, over the joined instance vectors, which lose dimensions there."""
+    """The same for an ensemble, over the joined instance vectors, which lose dimensions there.
+
+    Parameters
+    ----------
+    ensemble : of trained encoders, their batch norms folded
+    pixels : (N, 1, 28, 28) float32, 0 to 1
+    """
     vectors = torch.cat([ensemble.look_both_ways(part)[1] for part in pixels.split(500)])
     ensemble.projection.weight.copy_(half_whitening(vectors, ensemble.projection.out_features))
 

@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 _REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 _HOME = _REPOSITORY_ROOT / ".triton"
@@ -60,9 +61,11 @@ def main() -> int:
         if options.check:
             return 0
         command, environment = _server_command(options)
-        if options.detach:
-            return _detach(run_file, options.http_port)
-        with _run_lock(run_file):
+        with _run_lock(run_file, options.lock_fd) as lock:
+            if options.detach:
+                return _detach(run_file, lock, options.http_port)
+            lock.write(f"{os.getpid()}\n")
+            lock.flush()
             return Supervisor(command, environment, options).run()
     except LocalServerError as error:
         print(f"tritonserver: {error}", file=sys.stderr)
@@ -388,18 +391,20 @@ def _libpython_folder() -> Path:
 
 
 @contextlib.contextmanager
-def _run_lock(run_file: Path) -> Iterator[None]:
-    """Hold `run_file`, with this process's id in it, as long as the server runs."""
+def _run_lock(run_file: Path, inherited_fd: int | None = None) -> Iterator[TextIO]:
+    """Hold `run_file`, emptied, as long as the server runs; the supervisor writes its id there.
+
+    The lock belongs to the open file: `_detach` hands it on as `inherited_fd`, so that of two
+    starts at the same moment one is refused before it touches the log of the other.
+    """
     run_file.parent.mkdir(parents=True, exist_ok=True)
-    with run_file.open("a+") as file:
+    with open(run_file if inherited_fd is None else inherited_fd, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LocalServerError("another server is being started on the same port") from None
         file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
+        yield file
 
 
 def _running_pid(run_file: Path) -> int | None:
@@ -423,15 +428,15 @@ def _check_not_running(run_file: Path, http_port: int) -> None:
         )
 
 
-def _detach(run_file: Path, http_port: int) -> int:
+def _detach(run_file: Path, lock: TextIO, http_port: int) -> int:
     """Start a supervisor in the background and wait until its server is ready."""
-    run_file.parent.mkdir(parents=True, exist_ok=True)
     log_file = run_file.with_suffix(".log")
     arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
     with log_file.open("w") as log:
         supervisor = subprocess.Popen(
-            [sys.executable, __file__, *arguments],
+            [sys.executable, __file__, *arguments, f"--lock-fd={lock.fileno()}"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            pass_fds=[lock.fileno()],
         )  # fmt: skip
     try:
         while not is_ready(http_port):
@@ -484,6 +489,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="only say whether it could start")
     parser.add_argument("--detach", action="store_true", help="return when the models are ready")
     parser.add_argument("--stop", action="store_true", help="stop a detached server")
+    parser.add_argument("--lock-fd", type=int, help=argparse.SUPPRESS)  # from _detach
     return parser.parse_args()
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import grpc
@@ -18,14 +19,23 @@ from reverse_image_search import contract
 from reverse_image_search.client import Client, Neighbors
 from tests.faults import bad_requests
 from tests.faults.bad_requests import KILLERS, GrpcRequest, HttpRequest
-from tests.faults.conftest import READY_AGAIN, is_right, processes_of, wait_for_right_answer
+from tests.faults.conftest import (
+    READY_AGAIN,
+    is_right,
+    model_processes_of,
+    processes_of,
+    wait_for_right_answer,
+)
 from tests.running import Triton
 
 SEED = int(os.environ.get("FAULTS_SEED", "7"))
 SLOWEST = 1.0  # seconds an error may take
 ATTEMPTS = 3  # for an answer that took longer: the machine may have been busy
 CHECK_EVERY = 50  # bad requests between two good ones
-MOST_GROWTH = 64  # MB that server and models together may keep of a second round of bad requests
+# MB that may be kept of a second round of bad requests, some of which take 100 MB for a moment.
+# The models' processes keep none. Triton's allocator keeps some: over 50 rounds memory rose by
+# 350 MB, up and down by as much as 100 a round; a quarter of that with MALLOC_MMAP_THRESHOLD_ set.
+MOST_GROWTH_OF_MODELS, MOST_GROWTH_OF_SERVER = 8, 256
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +96,10 @@ def channel(victim: Triton):
         yield channel
 
 
-def memory(server: Triton) -> int:
-    """Megabytes of anonymous memory of the server and its models' processes."""
-    kilobytes = 0
-    for pid in processes_of(server):
-        status = Path(f"/proc/{pid}/status").read_text()
-        kilobytes += int(status.partition("RssAnon:")[2].split()[0])
-    return kilobytes // 1024
+def memory(pids: Iterable[int]) -> int:
+    """Megabytes of anonymous memory of these processes."""
+    statuses = (Path(f"/proc/{pid}/status").read_text() for pid in pids)
+    return sum(int(status.partition("RssAnon:")[2].split()[0]) for status in statuses) // 1024
 
 
 def test_each_bad_request_is_told_why(
@@ -117,13 +124,18 @@ def test_each_bad_request_is_told_why(
                     assert is_right(client.search(known_queries), known_answer)
 
     try_all(tally("bad requests over HTTP"), tally("bad requests over gRPC"))
-    before = memory(victim)
+    models = model_processes_of(victim).values()
+    before, server_before = memory(models), memory([pid])
     again = tally("the same once more")
     try_all(again, again)
 
-    growth = memory(victim) - before
-    again.note = f"memory {before} MB, then {growth:+} MB"
-    assert growth <= MOST_GROWTH
+    growth, server_growth = memory(models) - before, memory([pid]) - server_before
+    again.note = (
+        f"models {before} MB, then {growth:+} MB; server {server_before} MB, then "
+        f"{server_growth:+} MB"
+    )
+    assert growth <= MOST_GROWTH_OF_MODELS
+    assert server_growth <= MOST_GROWTH_OF_SERVER
     assert victim.server_pid == pid, "a bad request killed the server"
     assert is_right(client.search(known_queries), known_answer)
 

@@ -322,4 +322,5 @@ def test_two_at_once(build_copy: Path, data_dir: Path, start_triton, free_port, 
         assert sorted(start.returncode for start in starts) == [0, 1], said
         loser = said[[start.returncode for start in starts].index(1)]
         assert "server is being started" in loser or "already runs on port" in loser, loser
+        assert "starting " not in loser, loser  # the log of the winner
         wait_until(Client(server.url).is_ready, "the winner serves", 30)

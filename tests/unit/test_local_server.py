@@ -77,7 +77,9 @@ def test_a_run_file_counts_only_while_its_holder_lives(tmp_path):
     run_file = tmp_path / "8000.pid"
     assert local_server._running_pid(run_file) is None
 
-    with local_server._run_lock(run_file):
+    with local_server._run_lock(run_file) as lock:
+        assert local_server._running_pid(run_file) is None  # being started, by no supervisor yet
+        print(os.getpid(), file=lock, flush=True)
         assert local_server._running_pid(run_file) == os.getpid()
         with (
             pytest.raises(LocalServerError, match="another server is being started"),
@@ -88,6 +90,44 @@ def test_a_run_file_counts_only_while_its_holder_lives(tmp_path):
     # What a killed supervisor leaves: the file with its id, and no lock.
     assert run_file.read_text().strip() == str(os.getpid())
     assert local_server._running_pid(run_file) is None
+
+
+def test_a_lock_is_handed_on(tmp_path):
+    """To the supervisor in the background: the file stays locked when its starter is done."""
+    run_file = tmp_path / "8000.pid"
+    with local_server._run_lock(run_file) as lock:
+        supervisor = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[lock.fileno()])
+    with supervisor:
+        with (
+            pytest.raises(LocalServerError, match="another server is being started"),
+            local_server._run_lock(run_file),
+        ):
+            pass
+        supervisor.stdin.close()
+
+    with (
+        local_server._run_lock(run_file) as lock,
+        local_server._run_lock(run_file, os.dup(lock.fileno())),
+    ):
+        pass  # the one that the lock was handed to may take it again
+
+
+def test_the_second_of_two_starts_leaves_the_log_of_the_first_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(local_server, "_HOME", tmp_path)
+    monkeypatch.setattr(local_server, "_server_command", lambda _options: ([], {}))
+    ports = ["--http-port", "8000", "--grpc-port", "8001", "--metrics-port", "8002"]
+    arguments = ["--model-repository", "x", "--wheel", "y==1", *ports, "--detach"]
+    monkeypatch.setattr(sys, "argv", ["local_server.py", *arguments])
+
+    with local_server._run_lock(tmp_path / "run" / "8000.pid"):
+        log_file = tmp_path / "run" / "8000.log"
+        log_file.write_text("log of the first")
+        assert local_server.main() == 1
+
+    assert capsys.readouterr().err == (
+        "tritonserver: another server is being started on the same port\n"
+    )
+    assert log_file.read_text() == "log of the first"
 
 
 def test_a_lock_ends_with_its_process(tmp_path):

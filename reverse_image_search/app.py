@@ -73,6 +73,7 @@ def main() -> None:
     # No fragment: one that is interrupted leaves Streamlit's page in pieces when a grid of it was
     # shown before ("Bad delta path index": what is known to the browser escapes the clean-up).
     show_search(started)
+    st.session_state.just_drawn = True
     watch()
 
 
@@ -268,6 +269,9 @@ def show_results(client: Client, gallery: Gallery, started: float) -> None:
         query = current_query(gallery)
         answer = search_gallery(client, gallery, query.pixels)
     except (LookupError, TritonError, WrongAnswerError) as error:
+        if isinstance(error, TritonError):
+            # What the search met counts: the server may be back before the watch sees it gone.
+            st.session_state.seen = _state(error, OUTPUT_DIR)
         show_problem(error)
         return
     warn_of_other_build(gallery)
@@ -392,15 +396,21 @@ def _gallery_stamp(output_dir: Path) -> tuple[int, ...]:
 def observe(url: str, output_dir: Path) -> str:
     """Which builds the server serves, or what is wrong with it, and which gallery is there."""
     try:
-        server = str(connect(url, WATCH_TIMEOUT).build_ids())
+        return _state(connect(url, WATCH_TIMEOUT).build_ids(), output_dir)
     except TritonError as error:
-        server = type(error).__name__
-    return f"{server} {_gallery_stamp(output_dir)}"
+        return _state(error, output_dir)
+
+
+def _state(server: dict[str, str] | TritonError, output_dir: Path) -> str:
+    kind = type(server).__name__ if isinstance(server, TritonError) else str(server)
+    return f"{kind} {_gallery_stamp(output_dir)}"
 
 
 @st.fragment(run_every=WATCH_INTERVAL)
 def watch() -> None:
     """Draw the page again as soon as the server or the gallery is another than it was."""
+    if st.session_state.pop("just_drawn", False):
+        return  # called by `main`, not by the clock: at once would be in a circle
     if observe(TRITON_URL, OUTPUT_DIR) != st.session_state.seen:
         st.rerun()
 

@@ -309,6 +309,25 @@ def test_page_recovers_when_the_server_is_back(gallery, server):
     assert not page.error
 
 
+@pytest.mark.parametrize("failure", [ServerUnreachableError, RequestRejectedError])
+def test_a_failure_that_only_the_search_met_is_remembered(gallery, server, monkeypatch, failure):
+    """A server that is started again at once: the watch compares with what the page shows."""
+    page = _open()
+    healthy = page.session_state.seen
+    served = server("", 1).build_ids()
+    monkeypatch.setattr(server, "build_ids", lambda self: served)  # each look finds it well
+
+    server.failure = failure("gone")
+    page.run()
+    assert _problems(page)
+    assert page.session_state.seen == healthy.replace(str(served), failure.__name__)
+
+    server.failure = None
+    page.run()
+    assert _tiles(page)
+    assert page.session_state.seen == healthy
+
+
 @pytest.mark.parametrize("served", ["build2", ""])
 def test_no_results_from_models_of_another_build(gallery, server, served):
     server.build_id = served

@@ -271,7 +271,7 @@ def show_results(client: Client, gallery: Gallery, started: float) -> None:
     except (LookupError, TritonError, WrongAnswerError) as error:
         if isinstance(error, TritonError):
             # What the search met counts: the server may be back before the watch sees it gone.
-            st.session_state.seen = _state(error, OUTPUT_DIR)
+            st.session_state.seen = _state(type(error).__name__, OUTPUT_DIR)
         show_problem(error)
         return
     warn_of_other_build(gallery)
@@ -396,14 +396,14 @@ def _gallery_stamp(output_dir: Path) -> tuple[int, ...]:
 def observe(url: str, output_dir: Path) -> str:
     """Which builds the server serves, or what is wrong with it, and which gallery is there."""
     try:
-        return _state(connect(url, WATCH_TIMEOUT).build_ids(), output_dir)
+        server = str(connect(url, WATCH_TIMEOUT).build_ids())
     except TritonError as error:
-        return _state(error, output_dir)
+        server = type(error).__name__
+    return _state(server, output_dir)
 
 
-def _state(server: dict[str, str] | TritonError, output_dir: Path) -> str:
-    kind = type(server).__name__ if isinstance(server, TritonError) else str(server)
-    return f"{kind} {_gallery_stamp(output_dir)}"
+def _state(server: str, output_dir: Path) -> str:
+    return f"{server} {_gallery_stamp(output_dir)}"
 
 
 @st.fragment(run_every=WATCH_INTERVAL)

@@ -32,9 +32,9 @@ SEED = int(os.environ.get("FAULTS_SEED", "7"))
 SLOWEST = 1.0  # seconds an error may take
 ATTEMPTS = 3  # for an answer that took longer: the machine may have been busy
 CHECK_EVERY = 50  # bad requests between two good ones
-# MB that may be kept of a second round of bad requests, some of which take 100 MB for a moment.
-# The models' processes keep none. Triton's allocator keeps some: over 50 rounds memory rose by
-# 350 MB, up and down by as much as 100 a round; a quarter of that with MALLOC_MMAP_THRESHOLD_ set.
+# MB that may be kept of a second round of bad requests. The models' processes keep none. Triton's
+# allocator keeps some: over 50 rounds memory rose by 390 MB, up and down by as much as 90 a round;
+# by 140 with MALLOC_MMAP_THRESHOLD_ set.
 MOST_GROWTH_OF_MODELS, MOST_GROWTH_OF_SERVER = 8, 256
 
 

@@ -15,14 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from reverse_image_search import contract
-from reverse_image_search.dataset import Dataset, DatasetError, load_fashion_mnist
-from reverse_image_search.embedding import embed_images, to_pixels
+from reverse_image_search.datasets.fashion_mnist import Dataset, DatasetError, load_fashion_mnist
+from reverse_image_search.encoders.embedding import embed_images, to_pixels
+from reverse_image_search.encoders.pretrained import (
+    PRETRAINED_ENCODERS,
+    PretrainedEncoderError,
+    load_pretrained_encoder,
+)
 from reverse_image_search.evaluation.build_score import (
     QualityError,
     check_floors,
     score_embeddings,
 )
-from reverse_image_search.export import (
+from reverse_image_search.gallery import Gallery, write_gallery
+from reverse_image_search.indexes.exact import VectorSimilarity
+from reverse_image_search.layout import REPOSITORY_ROOT, START_COMMAND
+from reverse_image_search.serving.export import (
     ExportError,
     check_export,
     ensemble_config,
@@ -30,22 +38,14 @@ from reverse_image_search.export import (
     load_torchscript,
     model_config,
 )
-from reverse_image_search.gallery import Gallery, write_gallery
-from reverse_image_search.pretrained_encoder import (
-    PRETRAINED_ENCODERS,
-    PretrainedEncoderError,
-    load_pretrained_encoder,
-)
-from reverse_image_search.publishing import PublishingError, staging
-from reverse_image_search.training import (
+from reverse_image_search.serving.publishing import PublishingError, staging
+from reverse_image_search.training.train import (
     DEFAULT_EPOCHS,
     ENSEMBLE_SIZE,
     train_encoder,
     train_ensemble,
 )
-from reverse_image_search.vector_similarity import VectorSimilarity
 
-_REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 _OWN_ENCODER = "fashion"
 _CHECKED_IMAGES = 64  # examples that an exported file and its module must agree on
 
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with staging(options.output_dir) as folder:
             build(options, folder)
-        print(f"Published to {options.output_dir}. Next: {_START_COMMAND}")
+        print(f"Published to {options.output_dir}. Next: {START_COMMAND}")
     except (
         DatasetError,
         ExportError,
@@ -82,9 +82,6 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 130
     return 0
-
-
-_START_COMMAND = "reverse_image_search/bin/start_inference_server_cpu.sh"
 
 
 def build(options: argparse.Namespace, folder: Path) -> None:
@@ -239,14 +236,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data-dir",
         type=Path,
-        default=_REPOSITORY_ROOT / "data",
+        default=REPOSITORY_ROOT / "data",
         metavar="DIR",
         help="where the dataset is or goes (default data/)",
     )
     parser.add_argument(
         "--output-dir",
         type=Path,
-        default=_REPOSITORY_ROOT,
+        default=REPOSITORY_ROOT,
         metavar="DIR",
         help="where model_repo/ and gallery/ go (default: OUTPUT_DIR of .env)",
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-_BUILD_COMMAND = "reverse_image_search/bin/build_models.sh"
+from reverse_image_search.layout import BUILD_COMMAND
 
 
 class GalleryError(Exception):
@@ -107,7 +107,7 @@ def _open_arrays(folder: Path) -> Gallery:
             arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise GalleryError(
-                f"{path} cannot be read ({error}). Build it again with {_BUILD_COMMAND}"
+                f"{path} cannot be read ({error}). Build it again with {BUILD_COMMAND}"
             ) from error
     gallery = Gallery(manifest["build_id"], manifest["dataset"], manifest["class_names"], **arrays)
     for images, labels in (("images", "labels"), ("query_images", "query_labels")):
@@ -115,17 +115,17 @@ def _open_arrays(folder: Path) -> Gallery:
         if counts[0] != counts[1]:
             raise GalleryError(
                 f"{folder} has {counts[0]} {images} but {counts[1]} {labels}. "
-                f"Build it again with {_BUILD_COMMAND}"
+                f"Build it again with {BUILD_COMMAND}"
             )
         if not _are_images(arrays[images]) or not _are_labels(arrays[labels], gallery.class_names):
             raise GalleryError(
                 f"{folder}/{images}.npy or {labels}.npy holds something else. "
-                f"Build it again with {_BUILD_COMMAND}"
+                f"Build it again with {BUILD_COMMAND}"
             )
     if len(gallery) != manifest["count"]:
         raise GalleryError(
             f"{folder}/images.npy has {len(gallery)} images, its manifest says "
-            f"{manifest['count']}. Build it again with {_BUILD_COMMAND}"
+            f"{manifest['count']}. Build it again with {BUILD_COMMAND}"
         )
     return gallery
 
@@ -146,15 +146,15 @@ def _read_manifest(folder: Path) -> dict:
         manifest = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise GalleryError(
-            f"There is no gallery at {folder}. Build it with {_BUILD_COMMAND}"
+            f"There is no gallery at {folder}. Build it with {BUILD_COMMAND}"
         ) from error
     except (OSError, ValueError) as error:
         raise GalleryError(
-            f"{path} cannot be read ({error}). Build it again with {_BUILD_COMMAND}"
+            f"{path} cannot be read ({error}). Build it again with {BUILD_COMMAND}"
         ) from error
     missing = {"build_id", "dataset", "class_names", "count"} - set(manifest)
     if missing:
         raise GalleryError(
-            f"{path} lacks {', '.join(sorted(missing))}. Build it again with {_BUILD_COMMAND}"
+            f"{path} lacks {', '.join(sorted(missing))}. Build it again with {BUILD_COMMAND}"
         )
     return manifest

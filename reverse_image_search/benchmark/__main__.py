@@ -25,8 +25,8 @@ from reverse_image_search.benchmark.server_figures import (
     triton_statistics,
 )
 from reverse_image_search.benchmark.servers import own_server, peers
+from reverse_image_search.layout import REPOSITORY_ROOT
 
-_REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 _CLIENTS = (1, 8, 32, 64)
 _PEER_CLIENTS = (1, 32)
 _BATCH_SIZES = (1, 8, 16, 32, 64)
@@ -148,9 +148,9 @@ def load(url: str, scenario: str, clients: int, images: Path, seconds: float) ->
 
 
 def _run_module(name: str, *arguments: object) -> dict:
-    command = [sys.executable, "-m", f"reverse_image_search.benchmark.{name}"]
+    command = [sys.executable, "-I", "-m", f"reverse_image_search.benchmark.{name}"]
     result = subprocess.run(
-        [*command, *map(str, arguments)], cwd=_REPOSITORY_ROOT, capture_output=True, text=True
+        [*command, *map(str, arguments)], cwd=REPOSITORY_ROOT, capture_output=True, text=True
     )
     if result.returncode != 0:
         raise BenchmarkError(f"{name} failed: {result.stderr.strip()}")
@@ -268,7 +268,7 @@ def _parse() -> argparse.Namespace:
         "--url", default=f"http://127.0.0.1:{os.environ.get('TRITON_HTTP_PORT', 8000)}"
     )
     parser.add_argument("--start", action="store_true", help="start a server for the measurement")
-    parser.add_argument("--output-dir", type=Path, default=_REPOSITORY_ROOT)
+    parser.add_argument("--output-dir", type=Path, default=REPOSITORY_ROOT)
     parser.add_argument("--compare", action="store_true", help="measure the peers too")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=3)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from reverse_image_search import contract
-from reverse_image_search.export import export_torchscript, model_config
+from reverse_image_search.serving.export import export_torchscript, model_config
 
 _GALLERY_SIZE = 704  # images
 _DIM = 512

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from reverse_image_search.benchmark.in_process import build_embeddings, median_ms
-from reverse_image_search.export import export_torchscript, load_torchscript
-from reverse_image_search.vector_similarity import VectorSimilarity
+from reverse_image_search.indexes.exact import VectorSimilarity
+from reverse_image_search.serving.export import export_torchscript, load_torchscript
 
 _NOISE = 0.02  # standard deviation, of each number of a unit vector
 _BATCH_SIZE = 32

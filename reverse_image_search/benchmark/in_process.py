@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from reverse_image_search import contract
-from reverse_image_search.embedding import embed_images, to_pixels
-from reverse_image_search.export import load_torchscript
+from reverse_image_search.encoders.embedding import embed_images, to_pixels
 from reverse_image_search.gallery import open_gallery
+from reverse_image_search.serving.export import load_torchscript
 
 
 def load_models(model_repo: Path) -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:

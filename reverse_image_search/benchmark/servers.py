@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reverse_image_search.benchmark.server_figures import BenchmarkError, served_models
+from reverse_image_search.layout import REPOSITORY_ROOT
 
-_REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
-_BIN = _REPOSITORY_ROOT / "reverse_image_search" / "bin"
+_BIN = REPOSITORY_ROOT / "reverse_image_search" / "bin"
 _START_TIMEOUT = 120  # seconds
 
 
@@ -51,7 +51,7 @@ def own_server(output_dir: Path) -> Iterator[tuple[str, float]]:
 def _first_over_median(url: str, images: Path) -> float:
     import numpy as np
 
-    from reverse_image_search.client import Client
+    from reverse_image_search.client.client import Client
 
     client, latencies = Client(url), []
     client.build_ids()  # opens the connection
@@ -73,12 +73,12 @@ def peers(model_repo: Path) -> Iterator[tuple[str, str, contextlib.AbstractConte
 def _peer(module: str, model_repo: Path) -> Iterator[str]:
     (port,) = free_ports(1)
     command = [
-        sys.executable, "-m", f"reverse_image_search.benchmark.{module}",
+        sys.executable, "-I", "-m", f"reverse_image_search.benchmark.{module}",
         "--model-repo", model_repo, "--port", str(port),
     ]  # fmt: skip
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            command, cwd=_REPOSITORY_ROOT, stdout=log, stderr=log, start_new_session=True
+            command, cwd=REPOSITORY_ROOT, stdout=log, stderr=log, start_new_session=True
         )
         try:
             _wait_for(port, process, log)
@@ -108,7 +108,7 @@ def local_server(repositories: list[Path]) -> Iterator[str]:
     wheel = os.environ.get("TRITON_WHEEL", "nvidia-pytriton==0.7.0")
     options = zip(("--http-port", "--grpc-port", "--metrics-port"), map(str, ports), strict=True)
     command = [
-        sys.executable, _REPOSITORY_ROOT / "reverse_image_search" / "local_server.py",
+        sys.executable, "-I", "-m", "reverse_image_search.serving.local_server",
         *(word for folder in repositories for word in ("--model-repository", folder)),
         "--wheel", wheel, *(word for option in options for word in option),
     ]  # fmt: skip

@@ -24,5 +24,4 @@ check_options "$@"
 read_settings
 verify_build
 prepare_python "$REPO_ROOT/requirements-benchmark.txt"
-export PYTHONPATH="$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}"
-exec "$PYTHON" -m reverse_image_search.benchmark --output-dir "$OUTPUT_DIR" "$@"
+exec "$PYTHON" -I -m reverse_image_search.benchmark --output-dir "$OUTPUT_DIR" "$@"

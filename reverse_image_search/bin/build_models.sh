@@ -30,6 +30,5 @@ if [[ $RUNTIME == docker ]]; then
   docker_build_models "$@"
 else
   prepare_python
-  export PYTHONPATH="$REPO_ROOT"
-  exec "$PYTHON" -m reverse_image_search.build_models --output-dir "$OUTPUT_DIR" "$@"
+  exec "$PYTHON" -I -m reverse_image_search.build_models --output-dir "$OUTPUT_DIR" "$@"
 fi

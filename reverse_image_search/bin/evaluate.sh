@@ -21,5 +21,4 @@ check_options "$@"
 read_settings
 prepare_python "$REPO_ROOT/requirements-evaluate.txt"
 export TRITON_URL="${TRITON_URL:-http://127.0.0.1:$TRITON_HTTP_PORT}"
-export PYTHONPATH="$REPO_ROOT"
-exec "$PYTHON" -m reverse_image_search.evaluation.evaluate "$@"
+exec "$PYTHON" -I -m reverse_image_search.evaluation.evaluate "$@"

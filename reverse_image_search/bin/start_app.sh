@@ -27,8 +27,7 @@ if [[ $RUNTIME == docker ]]; then
 else
   prepare_python
   export TRITON_URL="${TRITON_URL:-http://127.0.0.1:$TRITON_HTTP_PORT}"
-  export PYTHONPATH="$REPO_ROOT"
   cd "$REPO_ROOT" # Streamlit reads .streamlit/config.toml from where it starts
-  exec "$PYTHON" -m streamlit run reverse_image_search/app.py \
+  exec "$PYTHON" -I -m streamlit run reverse_image_search/app/page.py \
     --server.port "$APP_PORT" --server.address "$BIND_ADDRESS" --server.headless true
 fi

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from reverse_image_search.embedding import embed_images
-from reverse_image_search.image_encoder import ImageEncoder
+from reverse_image_search.encoders.embedding import embed_images
+from reverse_image_search.encoders.fashion import ImageEncoder
 
 Embed = Callable[[np.ndarray], np.ndarray]  # (n, height, width) uint8 -> (n, D), unit length
 

@@ -10,13 +10,13 @@ from reverse_image_search.evaluation.metrics import (
     recall_at,
     score_same_kind,
 )
+from reverse_image_search.layout import BUILD_COMMAND
 
 # A full build below these is broken: a training that works reaches 0.92 and 0.93.
 FLOORS = {"precision_at_1": 0.90, "recall_at_1": 0.85}
 
 _QUERIES = 2000  # enough to notice a broken training; evaluate.sh takes all
 _COPIES = 1000
-_BUILD_COMMAND = "reverse_image_search/bin/build_models.sh"
 
 
 class QualityError(Exception):
@@ -84,5 +84,5 @@ def check_floors(score: dict[str, float]) -> None:
     if too_low:
         raise QualityError(
             f"the search is not good enough to be served: {'; '.join(too_low)}. Try another "
-            f"--seed, or publish it all the same with {_BUILD_COMMAND} --no-floor"
+            f"--seed, or publish it all the same with {BUILD_COMMAND} --no-floor"
         )

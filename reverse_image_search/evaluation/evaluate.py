@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from reverse_image_search.client import Client, Neighbors, TritonError
+from reverse_image_search.client.client import Client, Neighbors, TritonError
 from reverse_image_search.evaluation.baselines import Embed, make_baselines
 from reverse_image_search.evaluation.build_score import draw_originals
 from reverse_image_search.evaluation.copies import ALL, KINDS, make_copies
@@ -22,9 +22,8 @@ from reverse_image_search.evaluation.metrics import (
     score_same_kind,
 )
 from reverse_image_search.gallery import Gallery, GalleryError, open_gallery
+from reverse_image_search.layout import REPOSITORY_ROOT, START_COMMAND
 
-_REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
-_RESTART_COMMAND = "reverse_image_search/bin/start_inference_server_cpu.sh"
 _IMAGES_AT_ONCE = 2000
 _DEEPEST_RANK = 20  # of precision@20 and recall@20
 # Scores closer than this are ties: sums in another order may rank them either way.
@@ -142,7 +141,7 @@ def _check_build(client: Client, gallery: Gallery) -> None:
         if build_id != gallery.build_id:
             raise EvaluationError(
                 f"{model} is of build {build_id or 'unknown'}, the gallery of {gallery.build_id}. "
-                f"Restart the server with {_RESTART_COMMAND}"
+                f"Restart the server with {START_COMMAND}"
             )
 
 
@@ -251,7 +250,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pictures",
         type=Path,
-        default=_REPOSITORY_ROOT / "doc",
+        default=REPOSITORY_ROOT / "doc",
         metavar="DIR",
         help="where the pictures go (default doc/)",
     )
@@ -274,7 +273,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--output-dir",
         type=Path,
         metavar="DIR",
-        default=Path(os.environ.get("OUTPUT_DIR", _REPOSITORY_ROOT)),
+        default=Path(os.environ.get("OUTPUT_DIR", REPOSITORY_ROOT)),
         help="folder that holds gallery/ (default: OUTPUT_DIR of .env)",
     )
     return parser.parse_args(arguments)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reverse_image_search import publishing
 from reverse_image_search.gallery import open_gallery
+from reverse_image_search.serving import publishing
 from tests.browser.app_page import PATIENCE
 
 START_COMMAND = "reverse_image_search/bin/start_inference_server_cpu.sh"

@@ -102,7 +102,7 @@ make_triton_image() {
   scratch="$(mktemp -d)"
   # shellcheck disable=SC2064 # the folder's name of now, not of the exit
   trap "rm -rf '$scratch'" EXIT
-  cp -r "$REPO_ROOT/reverse_image_search/triton_backend/pytorch" "$scratch/pytorch"
+  cp -r "$REPO_ROOT/reverse_image_search/serving/triton_backend/pytorch" "$scratch/pytorch"
   cat >"$scratch/Dockerfile" <<DOCKERFILE
 FROM $CACHE:build
 USER root

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from reverse_image_search import contract
-from reverse_image_search.client import Client
+from reverse_image_search.client.client import Client
 from tests.running import REPO_ROOT, Triton, free_ports, skip_or_fail, wait_until
 
-MONITORING = REPO_ROOT / "monitoring"
+MONITORING = REPO_ROOT / "reverse_image_search" / "deploy" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana" / "dashboards" / "triton.json").read_text())
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 MODELS = {contract.IMAGE_ENCODER.name, contract.VECTOR_SIMILARITY.name}
@@ -124,7 +124,7 @@ def test_prometheus_answers_every_query_with_the_traffic_that_there_was(
 def test_grafana_reads_the_dashboard_from_where_compose_puts_it() -> None:
     provider = (MONITORING / "grafana" / "dashboards" / "dashboards.yml").read_text()
     compose = (REPO_ROOT / "docker-compose.yml").read_text()
-    assert "source: ./monitoring/grafana, target: /etc/grafana/provisioning" in compose
+    assert "deploy/monitoring/grafana, target: /etc/grafana/provisioning" in compose
     assert "path: /etc/grafana/provisioning/dashboards" in provider
     (dashboard,) = Path(MONITORING / "grafana" / "dashboards").glob("*.json")
     assert f"/etc/grafana/provisioning/dashboards/{dashboard.name}" in compose

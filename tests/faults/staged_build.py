@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from reverse_image_search.publishing import staging
+from reverse_image_search.serving.publishing import staging
 
 FILES = (
     "model_repo/image_encoder/config.pbtxt",

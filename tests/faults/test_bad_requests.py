@@ -16,7 +16,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from reverse_image_search import contract
-from reverse_image_search.client import Client, Neighbors
+from reverse_image_search.client.client import Client, Neighbors
 from tests.faults import bad_requests
 from tests.faults.bad_requests import KILLERS, GrpcRequest, HttpRequest
 from tests.faults.conftest import (

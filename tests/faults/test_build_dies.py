@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from reverse_image_search.client import Client
-from reverse_image_search.publishing import (
+from reverse_image_search.client.client import Client
+from reverse_image_search.serving.publishing import (
     PublishingError,
     finish_publishing,
     staging,
@@ -58,7 +58,12 @@ def run_build(data_dir: Path, output_dir: Path) -> subprocess.CompletedProcess:
 def start_check(output_dir: Path) -> subprocess.CompletedProcess:
     """What a start script does first: finish what was half done, then verify every file."""
     return subprocess.run(
-        [sys.executable, REPO_ROOT / "reverse_image_search" / "publishing.py", output_dir],
+        [
+            sys.executable,
+            "-m",
+            "reverse_image_search.serving.publishing",
+            output_dir,
+        ],
         capture_output=True,
         text=True,
     )
@@ -244,7 +249,12 @@ def test_a_folder_that_may_not_be_written(data_dir: Path, small_build: Path, tal
                 assert f"{output_dir}/.build" in result.stderr
                 assert "Permission denied" in result.stderr
         with row.case("start"):
-            check = [sys.executable, REPO_ROOT / "reverse_image_search" / "publishing.py", build]
+            check = [
+                sys.executable,
+                "-m",
+                "reverse_image_search.serving.publishing",
+                build,
+            ]
             result = run_as_nobody(check)
             assert result.returncode == 0, result.stderr
     finally:
@@ -257,7 +267,7 @@ def test_a_folder_that_may_not_be_written(data_dir: Path, small_build: Path, tal
 def build_in_progress(output_dir: Path) -> Iterator[None]:
     """Another process is in the middle of a build into `output_dir`."""
     code = (
-        "import sys, pathlib; from reverse_image_search.publishing import staging\n"
+        "import sys, pathlib; from reverse_image_search.serving.publishing import staging\n"
         "with staging(pathlib.Path(sys.argv[1])): print('building', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

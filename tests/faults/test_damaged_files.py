@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from reverse_image_search.dataset import DatasetError, load_fashion_mnist
+from reverse_image_search.datasets.fashion_mnist import DatasetError, load_fashion_mnist
 from reverse_image_search.gallery import GalleryError, open_gallery
-from reverse_image_search.publishing import PublishingError, verify
+from reverse_image_search.serving.publishing import PublishingError, verify
 from tests.running import free_ports, run_script
 
 BUILD_COMMAND = "reverse_image_search/bin/build_models.sh"

@@ -16,7 +16,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from reverse_image_search import contract
-from reverse_image_search.client import Client, ServerTimeoutError, TritonError
+from reverse_image_search.client.client import Client, ServerTimeoutError, TritonError
 from tests.faults.conftest import (
     READY_AGAIN,
     is_right,
@@ -106,7 +106,9 @@ def test_the_page_rides_it_out(victim: Triton, known_queries, known_answer, monk
     row = tally("the app's page while the server is dead")
     monkeypatch.setenv("TRITON_URL", victim.url)
     monkeypatch.setenv("OUTPUT_DIR", str(victim.output_dir))
-    page = AppTest.from_file(REPO_ROOT / "reverse_image_search" / "app.py", default_timeout=60)
+    page = AppTest.from_file(
+        REPO_ROOT / "reverse_image_search" / "app" / "page.py", default_timeout=60
+    )
     for _ in range(ROUNDS):
         with row.case("killed"):
             page.run()
@@ -177,7 +179,7 @@ def test_deaths_at_start_are_given_up(build_copy: Path, free_port, tally):
     model = build_copy / "model_repo" / contract.IMAGE_ENCODER.name / "1" / "model.pt"
     model.write_bytes(b"no model")
     command = [
-        *(sys.executable, REPO_ROOT / "reverse_image_search" / "local_server.py"),
+        *(sys.executable, "-m", "reverse_image_search.serving.local_server"),
         *("--model-repository", build_copy / "model_repo", "--wheel", "nvidia-pytriton==0.7.0"),
         *("--http-port", free_port(), "--grpc-port", free_port(), "--metrics-port", free_port()),
     ]

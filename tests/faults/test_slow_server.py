@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from reverse_image_search.client import (
+from reverse_image_search.client.client import (
     Client,
     ServerTimeoutError,
     ServerUnreachableError,

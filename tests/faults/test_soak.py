@@ -16,7 +16,7 @@ TOLERANCE = "0.2" if MINUTES >= 10 else "2"
 
 def test_nothing_grows_slows_down_or_goes_wrong(victim: Triton, tally):
     row = tally(f"soak, {MINUTES:g} min at 32 clients")
-    command = [sys.executable, "-m", "reverse_image_search.soak", "--clients", "32"]
+    command = [sys.executable, "-m", "reverse_image_search.benchmark.soak", "--clients", "32"]
     with row.case("soak"):
         result = subprocess.run(
             [*command, "--minutes", str(MINUTES), "--p99-tolerance", TOLERANCE],
@@ -35,7 +35,7 @@ def test_nothing_grows_slows_down_or_goes_wrong(victim: Triton, tally):
 
 def test_without_a_server_it_says_so(free_port):
     url = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "reverse_image_search.soak", "--url", url]
+    command = [sys.executable, "-m", "reverse_image_search.benchmark.soak", "--url", url]
     result = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True, timeout=60)
 
     assert result.returncode == 1

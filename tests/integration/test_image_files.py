@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from reverse_image_search.image_file import ImageFileError, read_image, to_query
+from reverse_image_search.client.image_file import ImageFileError, read_image, to_query
 from tests.image_corpus import corpus
 
 

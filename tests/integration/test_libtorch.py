@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from reverse_image_search.export import load_torchscript
+from reverse_image_search.serving.export import load_torchscript
 from tests.running import skip_or_fail
 
 SOURCE = Path(__file__).with_name("load_torchscript.cpp")

@@ -4,9 +4,9 @@ import asyncio
 
 import numpy as np
 import pytest
-
 from reverse_image_search.async_client import AsyncClient
-from reverse_image_search.client import Client
+
+from reverse_image_search.client.client import Client
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from reverse_image_search import contract
-from reverse_image_search.client import Client
+from reverse_image_search.client.client import Client
+from reverse_image_search.client.search import WrongAnswerError, search_gallery
 from reverse_image_search.gallery import Gallery
-from reverse_image_search.search import WrongAnswerError, search_gallery
 
 QUERIES = 1000
 # Scores closer than this are ties: float32 sums in another order may rank them either way.

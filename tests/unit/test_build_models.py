@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from reverse_image_search import build_models
-from reverse_image_search.dataset import Dataset
-from reverse_image_search.export import load_torchscript
+from reverse_image_search.datasets.fashion_mnist import Dataset
+from reverse_image_search.serving.export import load_torchscript
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ def test_images_stay_on_disk_until_they_are_looked_at(folder):
 def test_app_side_needs_no_torch():
     """The app's container has no torch: gallery, client and search must not import it."""
     code = (
-        "import sys, reverse_image_search.gallery, reverse_image_search.client, "
-        "reverse_image_search.search; sys.exit('torch' in sys.modules)"
+        "import sys, reverse_image_search.gallery, reverse_image_search.client.client, "
+        "reverse_image_search.client.search; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT).returncode == 0
 

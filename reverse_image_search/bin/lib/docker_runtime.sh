@@ -115,7 +115,7 @@ docker_start_app() {
   run_container "$APP_CONTAINER" "${run[@]}" \
     --mount "type=bind,source=$OUTPUT_DIR,target=$OUTPUT_DIR,readonly" \
     --env OUTPUT_DIR="$OUTPUT_DIR" \
-    reverse_image_search-app streamlit run reverse_image_search/app.py \
+    reverse_image_search-app streamlit run reverse_image_search/app/page.py \
     --server.headless=true --browser.serverAddress=localhost --browser.serverPort="$APP_PORT" \
     "${streamlit[@]}" || code=$?
   remove_network_if_unused

@@ -107,7 +107,7 @@ verify_build() {
   local python
   python="$(command -v "$PYTHON" || command -v python3 || true)"
   if [[ -n $python ]]; then
-    "$python" "$REPO_ROOT/reverse_image_search/publishing.py" "$OUTPUT_DIR" || exit 1
+    (cd "$REPO_ROOT" && "$python" -E -s -m reverse_image_search.serving.publishing "$OUTPUT_DIR") || exit 1
   elif [[ ! -d $OUTPUT_DIR/model_repo ]]; then
     die "There are no models in $OUTPUT_DIR/model_repo. Build them with $BIN/build_models.sh"
   fi
@@ -117,7 +117,7 @@ verify_build() {
 prepare_python() {
   local stamp="$REPO_ROOT/.venv/.installed-requirements" wanted
   local -a files=("$REPO_ROOT/requirements.txt" "$@")
-  wanted="$(cat "${files[@]}")"
+  wanted="$(cat "$REPO_ROOT/pyproject.toml" "${files[@]}")"
   [[ -x $PYTHON ]] || make_venv
   # A stamp that holds more than what is wanted will do: test packages do not hurt the app.
   if [[ -f $stamp && "$(cat "$stamp")" == "$wanted"* ]]; then
@@ -130,6 +130,8 @@ prepare_python() {
   for file in "${files[@]}"; do arguments+=(-r "$file"); done
   "$PYTHON" -m pip install --disable-pip-version-check --quiet --progress-bar on "${arguments[@]}" ||
     die "the packages could not be installed (see above). Check the network and run this again."
+  "$PYTHON" -m pip install --disable-pip-version-check --quiet --no-deps --editable "$REPO_ROOT" ||
+    die "the project could not be installed into .venv (see above)."
   printf '%s\n' "$wanted" >"$stamp"
 }
 

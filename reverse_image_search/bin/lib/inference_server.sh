@@ -73,7 +73,7 @@ local_serve() {
 # Sets LOCAL_SERVER to the command line of the supervisor.
 set_local_server_command() {
   LOCAL_SERVER=(
-    "$PYTHON" "$REPO_ROOT/reverse_image_search/local_server.py"
+    "$PYTHON" -I -m reverse_image_search.serving.local_server
     --model-repository "$OUTPUT_DIR/model_repo" --wheel "$TRITON_WHEEL"
     --http-port "$TRITON_HTTP_PORT" --grpc-port "$TRITON_GRPC_PORT"
     --metrics-port "$TRITON_METRICS_PORT"

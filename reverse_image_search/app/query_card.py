@@ -1,0 +1,69 @@
+"""The card above the results: the query, how far its neighbours agree, how long it took."""
+
+from __future__ import annotations
+
+import html
+
+import numpy as np
+import streamlit as st
+
+from reverse_image_search.app.image_grid import png_data_uri
+
+_BINS = 12
+
+_STYLE = """<style>
+.card { display: flex; flex-wrap: wrap; gap: 1rem; }
+.card figure { margin: 0; width: clamp(7rem, 30vw, 9rem); }
+.card img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
+            border-radius: .5rem; image-rendering: pixelated; }
+.card figcaption, .card .faint { font-size: .8rem; opacity: .8; }
+.card .facts { flex: 1; min-width: 12rem; }
+.card p { margin: 0 0 .3rem; }
+.card .name { font-weight: 600; overflow-wrap: anywhere; }
+.card .bars { display: flex; align-items: end; gap: 2px; height: 2.2rem; max-width: 18rem; }
+.card .bars i { flex: 1; background: currentColor; opacity: .45; min-height: 1px; }
+.card .ends { display: flex; justify-content: space-between; max-width: 18rem; }
+</style>"""
+
+
+def query_card(
+    name: str,
+    pictures: dict[str, np.ndarray],
+    agreement: tuple[int, str],
+    scores: np.ndarray,
+    timing: str,
+) -> None:
+    """Show the card.
+
+    Parameters
+    ----------
+    pictures : (height, width[, 3]) uint8 by title
+    agreement : how many results share a label, and which
+    scores : (K,) of the results shown
+    """
+    count, label = agreement
+    figures = "".join(
+        f'<figure><img src="{png_data_uri(pixels)}" alt="{html.escape(f"{title}: {name}")}">'
+        f"<figcaption>{html.escape(title)}</figcaption></figure>"
+        for title, pixels in pictures.items()
+    )
+    st.html(
+        f'{_STYLE}<div class="card" data-testid="query-card">{figures}<div class="facts">'
+        f'<p class="name">{html.escape(name)}</p>'
+        f'<p data-testid="agreement"><b>{count} of {len(scores)}</b> are {html.escape(label)}</p>'
+        f"{_histogram(scores)}"
+        f'<p class="faint" data-testid="timing">{html.escape(timing)}</p></div></div>'
+    )
+
+
+def _histogram(scores: np.ndarray) -> str:
+    """Bars: how many scores lie where between the lowest and the highest."""
+    low, high = float(scores.min()), float(scores.max())
+    counts, _ = np.histogram(scores, _BINS, (low, high if high > low else low + 1))
+    bars = "".join(f'<i style="height:{100 * n / counts.max():.0f}%"></i>' for n in counts)
+    label = f"Histogram of the scores, from {low:.4f} to {high:.4f}"
+    return (
+        f'<div class="bars" role="img" aria-label="{label}">{bars}</div>'
+        f'<p class="ends faint"><span>{low:.4f}</span><span>scores</span>'
+        f"<span>{high:.4f}</span></p>"
+    )

@@ -1,0 +1,27 @@
+"""Client of the two served models: images in, ids and scores out.
+
+from reverse_image_search.client import Client
+
+client = Client("http://localhost:8000")
+neighbors = client.search([Image.open("boot.png")])
+"""
+
+from reverse_image_search.client.client import (
+    Client,
+    Neighbors,
+    RequestRejectedError,
+    ServerNotReadyError,
+    ServerTimeoutError,
+    ServerUnreachableError,
+    TritonError,
+)
+
+__all__ = [
+    "Client",
+    "Neighbors",
+    "RequestRejectedError",
+    "ServerNotReadyError",
+    "ServerTimeoutError",
+    "ServerUnreachableError",
+    "TritonError",
+]

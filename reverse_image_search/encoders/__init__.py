@@ -1,0 +1,1 @@
+"""What becomes `image_encoder`: image to embedding."""

@@ -1,0 +1,119 @@
+"""Encoders trained by others, for photos of anything: ImageNet networks from torchvision.
+
+They answer the same tensor contract as our own encoder, preprocessing included.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from reverse_image_search.layout import BUILD_COMMAND
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue, of pixels from 0 to 1
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_SIDE = 224  # pixels, rows and columns
+
+
+class PretrainedEncoderError(Exception):
+    """The weights could not be had; the message says what to do."""
+
+
+class PretrainedEncoder(nn.Module):
+    """A classifier without its last layer: what the network sees just before it names a class.
+
+    Parameters
+    ----------
+    backbone : (batch, 3, 224, 224) normalised RGB -> (batch, embedding_dim)
+    """
+
+    def __init__(self, backbone: nn.Module, embedding_dim: int):
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        self.backbone = backbone
+        self.image_size = [IMAGENET_SIDE, IMAGENET_SIDE]
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed RGB images of any size.
+
+        Parameters
+        ----------
+        images : (batch, 3, height, width) float32, 0 to 1; values outside are clamped, NaN is 0
+
+        Returns
+        -------
+        (batch, embedding_dim) float32, unit length
+        """
+        images = torch.nan_to_num(images, nan=0.0).clamp(0.0, 1.0)
+        images = F.interpolate(
+            images, self.image_size, mode="bilinear", antialias=True, align_corners=False
+        )
+        return F.normalize(self.backbone((images - self.mean) / self.std))
+
+
+def load_pretrained_encoder(name: str, weights_file: Path | None = None) -> PretrainedEncoder:
+    """Make a pretrained encoder, ready to export.
+
+    Parameters
+    ----------
+    name : one of `PRETRAINED_ENCODERS`
+    weights_file : a state dict of torchvision's model of that name; by default torchvision
+        downloads its own, trained on ImageNet
+
+    Returns
+    -------
+    PretrainedEncoder in evaluation mode, float32
+
+    Raises
+    ------
+    ValueError : no encoder of that name
+    PretrainedEncoderError : the weights cannot be downloaded, read, or do not fit
+    """
+    if name not in PRETRAINED_ENCODERS:
+        raise ValueError(f"no encoder {name!r}; there are {', '.join(PRETRAINED_ENCODERS)}")
+    network = torchvision.models.get_model(name, weights=None)
+    network.load_state_dict(_load_weights(name, weights_file, network.state_dict()))
+    embedding_dim = network.fc.in_features
+    network.fc = nn.Identity()
+    return PretrainedEncoder(network, embedding_dim).eval()
+
+
+# Networks of torchvision whose last layer is called `fc`.
+PRETRAINED_ENCODERS = ("resnet18",)
+
+
+def _load_weights(
+    name: str, weights_file: Path | None, expected: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    if weights_file is None:
+        published = torchvision.models.get_model_weights(name).DEFAULT
+        try:
+            return published.get_state_dict(progress=True, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise PretrainedEncoderError(
+                f"the weights of {name} could not be downloaded from {published.url} ({error}). "
+                f"Fetch that file elsewhere and name it: {BUILD_COMMAND} --encoder {name} "
+                "--weights FILE"
+            ) from error
+    try:
+        weights = torch.load(weights_file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise PretrainedEncoderError(f"there is no file {weights_file}") from error
+    except Exception as error:  # torch.load tells of a bad file in many ways
+        raise PretrainedEncoderError(
+            f"{weights_file} cannot be read as weights ({type(error).__name__}). It must be a "
+            f"state dict of torchvision's {name}, saved with torch.save"
+        ) from error
+    shapes = {key: tensor.shape for key, tensor in expected.items()}
+    if not isinstance(weights, dict) or shapes != {
+        key: getattr(value, "shape", None) for key, value in weights.items()
+    }:
+        raise PretrainedEncoderError(
+            f"{weights_file} does not hold the weights of torchvision's {name}: names or shapes "
+            "of its tensors differ"
+        )
+    return weights

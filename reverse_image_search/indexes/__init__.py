@@ -1,0 +1,1 @@
+"""What becomes `vector_similarity`: embedding to ids and scores."""

@@ -1,0 +1,1 @@
+"""Export to Triton, publishing, and the local server."""

@@ -1,0 +1,188 @@
+"""What a build writes appears at once, or not at all.
+
+A build writes into ``.build/staging``. When all is there and on disk, one rename makes it
+``.build/ready``: that is the moment the build has happened. Its folders then move to their
+places, and whoever comes next (the build itself, a start script, the next build) finishes moves
+that were cut short. `SHA256SUMS`, in the gallery, names every file, so that a damaged one is
+found before it is served (``sha256sum --check gallery/SHA256SUMS`` does the same by hand).
+
+Only the standard library, so that the start scripts can run it without the build's packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from reverse_image_search.layout import BUILD_COMMAND
+
+PARTS = ("model_repo", "ensemble_repo", "gallery")
+_SUMS = Path("gallery") / "SHA256SUMS"
+
+
+class PublishingError(Exception):
+    """A build cannot start, or what it wrote is missing or damaged."""
+
+
+@contextlib.contextmanager
+def staging(output_dir: Path) -> Iterator[Path]:
+    """An empty folder to build in; published when the block ends, deleted when it fails.
+
+    Raises
+    ------
+    PublishingError : another build writes to `output_dir`
+    """
+    work = output_dir / ".build"
+    work.mkdir(parents=True, exist_ok=True)
+    with _lock(work / "build.lock", wait=False):
+        finish_publishing(output_dir)
+        folder = work / "staging"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+            _write_sums(folder)
+            _sync(folder)
+            folder.rename(work / "ready")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        try:
+            finish_publishing(output_dir)
+        except OSError as error:
+            raise PublishingError(
+                f"The build is complete, but could not be moved into place ({error}). Mend that; "
+                "the next start of the server, or the next build, moves it."
+            ) from error
+
+
+def finish_publishing(output_dir: Path) -> None:
+    """Move a finished build into place; nothing happens when there is none."""
+    ready = output_dir / ".build" / "ready"
+    if not ready.exists():
+        return
+    with _lock(output_dir / ".build" / "publish.lock", wait=True):
+        replaced = output_dir / ".build" / "replaced"
+        shutil.rmtree(replaced, ignore_errors=True)
+        replaced.mkdir()
+        for part in PARTS:
+            if (ready / part).exists():
+                if (output_dir / part).exists():
+                    (output_dir / part).rename(replaced / part)
+                (ready / part).rename(output_dir / part)
+        # Removed last: as long as it is there, the moves are not known to be complete.
+        shutil.rmtree(ready, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def verify(output_dir: Path) -> None:
+    """Check every file of the published build against its checksum.
+
+    Raises
+    ------
+    PublishingError : nothing is built, or a file is missing, damaged or foreign
+    """
+    sums = output_dir / _SUMS
+    try:
+        lines = sums.read_text().splitlines()
+    except FileNotFoundError:
+        if (output_dir / "model_repo").exists():
+            raise PublishingError(f"{sums} is missing. Build again with {BUILD_COMMAND}") from None
+        _refuse_during_build(output_dir)
+        raise PublishingError(
+            f"There are no models in {output_dir / 'model_repo'}. Build them with {BUILD_COMMAND}"
+        ) from None
+    except UnicodeDecodeError:
+        raise PublishingError(f"{sums} is damaged. Build again with {BUILD_COMMAND}") from None
+    if not lines:
+        raise PublishingError(f"{sums} is empty. Build again with {BUILD_COMMAND}")
+    sum_of = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
+    for path in (output_dir / "model_repo").rglob("*"):
+        name = path.relative_to(output_dir).as_posix()
+        if path.is_file() and name not in sum_of:
+            # Triton would serve it.
+            raise PublishingError(
+                f"{path} is no file of this build. Remove it, or build again with {BUILD_COMMAND}"
+            )
+    for name, expected in sum_of.items():
+        path = output_dir / name
+        if not path.is_file():
+            raise PublishingError(f"{path} is missing. Build again with {BUILD_COMMAND}")
+        if _sha256(path) != expected:
+            raise PublishingError(
+                f"{path} is damaged: it is not the file that the build wrote. "
+                f"Build again with {BUILD_COMMAND}"
+            )
+
+
+def _write_sums(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / _SUMS).write_text("".join(lines))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Have the disk hold every file and folder below `folder` before it is renamed."""
+    for path in (folder, *folder.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _refuse_during_build(output_dir: Path) -> None:
+    with (
+        contextlib.suppress(FileNotFoundError, PermissionError),
+        _lock(output_dir / ".build" / "build.lock", wait=False),
+    ):
+        pass
+
+
+@contextlib.contextmanager
+def _lock(path: Path, wait: bool) -> Iterator[None]:
+    """Hold an advisory lock; the system releases it when the holder dies."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise PublishingError(
+                f"Another build is writing to {path.parent.parent}. Wait until it ends, or stop it."
+            ) from None
+        yield
+
+
+def main() -> int:
+    """Finish what a build left half published, then verify it."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("output_dir", type=Path, help="folder that holds model_repo/ and gallery/")
+    output_dir = parser.parse_args().output_dir
+    try:
+        finish_publishing(output_dir)
+        verify(output_dir)
+    except PublishingError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

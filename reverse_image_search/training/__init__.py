@@ -1,0 +1,1 @@
+"""How the `fashion` encoder is trained."""

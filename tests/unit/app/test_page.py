@@ -1,0 +1,518 @@
+"""The page's logic, with Streamlit's AppTest and a stand-in for the server.
+
+What needs a real server and a real browser is in tests/browser.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from reverse_image_search.client import client as client_module
+from reverse_image_search.client.client import (
+    Neighbors,
+    RequestRejectedError,
+    ServerNotReadyError,
+    ServerTimeoutError,
+    ServerUnreachableError,
+)
+from reverse_image_search.gallery import Gallery, open_gallery, write_gallery
+from tests.image_corpus import encoded, quadrants
+from tests.running import REPO_ROOT
+
+APP = str(REPO_ROOT / "reverse_image_search" / "app" / "page.py")
+GALLERY_SIZE, QUERIES, TOP_K = 60, 47, 30
+START_COMMAND = "reverse_image_search/bin/start_inference_server_cpu.sh"
+BUILD_COMMAND = "reverse_image_search/bin/build_models.sh"
+
+
+class StubClient:
+    """Searches by the pixels themselves; the attributes say what it serves and how it fails."""
+
+    gallery: Gallery
+    build_id = "build1"
+    failure: Exception | None = None
+    top_k = TOP_K
+
+    def __init__(self, url, timeout):
+        self.url = url
+
+    def build_ids(self):
+        self._fail()
+        return {"image_encoder": self.build_id, "vector_similarity": self.build_id}
+
+    def embed(self, images):
+        self._fail()
+        return np.stack([_direction(image) for image in images])
+
+    def find_similar(self, embeddings):
+        self._fail()
+        return _nearest(self.gallery, embeddings[0], self.top_k)
+
+    def server_metadata(self):
+        return {"name": "triton", "version": "2.99.0"}
+
+    def model_metadata(self, name):
+        tensor = {"name": "INPUT__0", "datatype": "FP32", "shape": [-1, 64]}
+        return {"name": name, "versions": ["7"], "inputs": [tensor], "outputs": []}
+
+    def _fail(self):
+        if self.failure:
+            raise self.failure
+
+
+def _direction(image):
+    """Unit vector of 8 x 8 pixels, evenly spread over an image of any size."""
+    grey = image.mean(axis=2) if image.ndim == 3 else image
+    rows, columns = (np.arange(8) * size // 8 for size in grey.shape)
+    vector = grey[np.ix_(rows, columns)].ravel() + 1e-3
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def _nearest(gallery, vector, top_k):
+    scores = np.stack([_direction(image) for image in gallery.images]) @ vector
+    ids = np.argsort(-scores, kind="stable")[:top_k]
+    return Neighbors(ids[None], scores[ids][None])
+
+
+def _gallery(build_id, seed=0):
+    random = np.random.default_rng(seed)
+    return Gallery(
+        build_id,
+        "Blobs <b>&</b> [dots](http://x)",
+        ["Blob", "Dot", "Line_*_"],
+        random.integers(0, 256, (GALLERY_SIZE, 8, 8), np.uint8),
+        random.integers(0, 3, GALLERY_SIZE),
+        random.integers(0, 256, (QUERIES, 8, 8), np.uint8),
+        random.integers(0, 3, QUERIES),
+    )
+
+
+@pytest.fixture
+def gallery(tmp_path, monkeypatch):
+    """A gallery of random pictures on disk, and a server of the same build behind the page."""
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    gallery = _gallery("build1")
+    write_gallery(tmp_path / "gallery", gallery)
+    monkeypatch.setenv("OUTPUT_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_URL", "http://triton.test:8000")
+    stub = type("Stub", (StubClient,), {"gallery": gallery})
+    monkeypatch.setattr(client_module, "Client", stub)
+    return gallery
+
+
+@pytest.fixture
+def server(gallery):
+    """The stand-in that the page meets: set `failure`, `build_id` or `gallery`."""
+    return client_module.Client
+
+
+def _open(**address):
+    page = AppTest.from_file(APP, default_timeout=30)
+    for key, value in address.items():
+        page.query_params[key] = value
+    return page.run()
+
+
+def _run_later(page):
+    """Run the page again, after what it remembers of the server for a second has grown stale."""
+    st.cache_data.clear()
+    return page.run()
+
+
+def _tiles(page, key="result"):
+    """Tiles of a grid of the page; none when it is not there."""
+    for element in page.get("bidi_component"):
+        data = json.loads(element.proto.json)
+        if data["testId"] == key:
+            return data["tiles"]
+    return []
+
+
+def _problems(page):
+    """Messages of the page, as they read once Markdown is rendered."""
+    assert not page.exception
+    return [error.value.replace("\\", "").replace("`", "") for error in page.error]
+
+
+def _card(page):
+    (card,) = [element.proto.body for element in page.get("html") if "card" in element.proto.body]
+    return card
+
+
+def test_first_page_shows_the_neighbours_of_the_first_test_image(gallery):
+    page = _open()
+
+    expected = _nearest(gallery, _direction(gallery.query_images[0]), 20)
+    tiles = _tiles(page)
+    assert page.subheader[0].value == "Top 20 similar images out of 60"
+    assert [tile["value"] for tile in tiles] == [f"gallery-{i}" for i in expected.ids[0]]
+    for tile, gallery_id, score in zip(tiles, expected.ids[0], expected.scores[0], strict=True):
+        label = gallery.label_name(gallery_id)
+        assert [line["text"] for line in tile["lines"]] == [f"{score:.4f}", label]
+    assert [tile["picked"] for tile in _tiles(page, "query")] == [True] + 19 * [False]
+    assert not page.error
+
+
+def test_majority_is_counted_among_the_results_shown(gallery):
+    page = _open(k="5")
+
+    ids = _nearest(gallery, _direction(gallery.query_images[0]), 5).ids[0]
+    labels = [gallery.label_name(i) for i in ids]
+    name = max(set(labels), key=labels.count)
+    assert f"<b>{labels.count(name)} of 5</b>" in _card(page)
+
+
+def test_link_shows_the_same_page(gallery):
+    page = _open(query="gallery-7", k="5", build="build1")
+
+    tiles = _tiles(page)
+    assert page.subheader[0].value == "Top 5 similar images out of 60"
+    assert tiles[0]["value"] == "gallery-7"
+    assert [tile["badge"] for tile in tiles] == ["same picture", "", "", "", ""]
+    assert not page.warning
+
+
+def test_link_of_another_build_is_told(gallery):
+    page = _open(query="gallery-7", build="build0")
+
+    assert "build0" in page.warning[0].value
+    assert _tiles(page)
+
+
+@pytest.mark.parametrize(
+    "query", ["test-47", "gallery-60", "gallery--1", "gallery-1e3", "x", "", "test-9999999999999"]
+)
+def test_query_that_does_not_exist(gallery, query):
+    page = _open(query=query)
+
+    assert _problems(page) == [
+        "The address names a picture that this gallery does not have. Pick another."
+    ]
+    assert not _tiles(page)
+    assert _tiles(page, "query")
+
+
+@pytest.mark.parametrize("k", ["0", "-3", "31", "many", ""])
+def test_impossible_number_of_results_in_the_address(gallery, k):
+    page = _open(k=k)
+
+    assert page.slider(key="k").max == TOP_K
+    assert len(_tiles(page)) == 20
+    assert not _problems(page)
+
+
+def test_number_of_results_follows_the_slider(gallery):
+    page = _open()
+    page.slider(key="k").set_value(TOP_K).run()
+
+    assert len(_tiles(page)) == TOP_K
+
+
+def test_server_that_returns_one_neighbour(gallery, server):
+    server.top_k = 1
+
+    page = _open()
+
+    assert page.subheader[0].value == "Top 1 similar images out of 60"
+    assert not page.slider
+
+
+def test_ids_and_sources_on_demand(gallery):
+    page = _open(query="gallery-7")
+    assert "train #7" not in str(_tiles(page))
+    page.toggle(key="details").set_value(True).run()
+
+    assert _tiles(page)[0]["lines"][2]["text"] == f"id 7 · {gallery.source_name(7)}"
+
+
+def test_pages_hold_every_test_image_once(gallery):
+    seen = []
+    for number in ("1", "2", "3"):
+        seen += [tile["value"] for tile in _tiles(_open(page=number, shuffle="5"), "query")]
+
+    assert sorted(seen) == sorted(f"test-{i}" for i in range(QUERIES))
+    assert seen != [f"test-{i}" for i in range(QUERIES)]
+
+
+def test_pages_turn(gallery):
+    page = _open()
+    assert page.button[1].disabled  # previous
+    page.button[2].click().run()
+    assert _tiles(page, "query")[0]["value"] == "test-20"
+    page.button[2].click().run()
+    assert page.button[2].disabled  # next
+    assert len(_tiles(page, "query")) == QUERIES - 40
+
+
+def test_class_filter(gallery):
+    page = _open(page="2")
+    page.selectbox(key="class").set_value("Dot").run()
+
+    dots = np.flatnonzero(gallery.query_labels == 1)
+    assert [tile["value"] for tile in _tiles(page, "query")] == [f"test-{i}" for i in dots[:20]]
+
+
+def test_shuffle_shows_other_images(gallery):
+    page = _open()
+    page.button[0].click().run()
+
+    values = [tile["value"] for tile in _tiles(page, "query")]
+    assert values != [f"test-{i}" for i in range(20)]
+    assert "shuffle" in page.query_params
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ServerUnreachableError(f"Triton is not reachable. Start it with {START_COMMAND}"),
+        ServerNotReadyError(f"Triton at http://x does not serve the models. {START_COMMAND}"),
+        ServerTimeoutError("Triton at http://x did not answer within 5 s."),
+        RequestRejectedError("rejected: <script>alert(1)</script> [a](b) $x$ :red[c] _d_"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_failing_server_is_told_in_its_own_words(gallery, server, failure):
+    server.failure = failure
+
+    page = _open()
+
+    assert _problems(page) == [str(failure)]
+    assert not _tiles(page)
+    assert _tiles(page, "query")  # one can go on picking
+
+
+def test_markup_in_messages_is_shown_letter_by_letter(gallery, server):
+    server.failure = RequestRejectedError(f"<b> [a](b) $x$ :red[c] _d_, start {START_COMMAND}")
+
+    shown = _open().error[0].value
+
+    assert shown == (rf"\<b\> \[a\]\(b\) \$x\$ \:red\[c\] \_d\_, start `{START_COMMAND}`")
+
+
+def test_page_recovers_when_the_server_is_back(gallery, server):
+    server.failure = ServerUnreachableError("gone")
+    page = _open(query="gallery-7")
+    assert not _tiles(page)
+
+    server.failure = None
+    _run_later(page)
+
+    assert _tiles(page)[0]["value"] == "gallery-7"
+    assert not page.error
+
+
+@pytest.mark.parametrize("failure", [ServerUnreachableError, RequestRejectedError])
+def test_a_failure_that_only_the_search_met_is_remembered(gallery, server, monkeypatch, failure):
+    """A server that is started again at once: the watch compares with what the page shows."""
+    page = _open()
+    healthy = page.session_state.seen
+    served = server("", 1).build_ids()
+    monkeypatch.setattr(server, "build_ids", lambda self: served)  # each look finds it well
+
+    server.failure = failure("gone")
+    page.run()
+    assert _problems(page)
+    assert page.session_state.seen == healthy.replace(str(served), failure.__name__)
+
+    server.failure = None
+    page.run()
+    assert _tiles(page)
+    assert page.session_state.seen == healthy
+
+
+@pytest.mark.parametrize("served", ["build2", ""])
+def test_no_results_from_models_of_another_build(gallery, server, served):
+    server.build_id = served
+
+    page = _open()
+
+    (problem,) = _problems(page)
+    assert "another build than the gallery" in problem
+    assert START_COMMAND in problem
+    assert not _tiles(page)
+
+
+def test_server_restarted_with_another_build(gallery, server):
+    page = _open()
+    assert _tiles(page)
+
+    server.build_id = "build2"
+    _run_later(page)
+
+    assert not _tiles(page)
+    assert "another build" in _problems(page)[0]
+
+
+def test_gallery_replaced_on_disk(gallery, server, tmp_path):
+    """First the gallery alone, as between a build and the server's restart; then the server too."""
+    page = _open(query="gallery-7")
+    shutil.move(tmp_path / "gallery", tmp_path / "old")
+    newer = _gallery("build2", seed=1)
+    write_gallery(tmp_path / "gallery", newer)
+    _run_later(page)
+    assert not _tiles(page)
+    assert "gallery build2; image_encoder build1" in _problems(page)[0]
+
+    server.build_id, server.gallery = "build2", newer
+    _run_later(page)
+
+    expected = _nearest(newer, _direction(newer.images[7]), 20).ids[0]
+    assert [tile["value"] for tile in _tiles(page)] == [f"gallery-{i}" for i in expected]
+
+
+def test_missing_gallery(gallery, tmp_path):
+    shutil.rmtree(tmp_path / "gallery")
+
+    page = _open()
+
+    assert _problems(page) == [
+        f"There is no gallery at {tmp_path / 'gallery'}. Build it with {BUILD_COMMAND}"
+    ]
+    assert not _tiles(page)
+    assert not _tiles(page, "query")
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "query_images", "query_labels"])
+def test_damaged_gallery(gallery, tmp_path, name):
+    np.save(tmp_path / "gallery" / f"{name}.npy", np.full(GALLERY_SIZE, 99.5))
+
+    (problem,) = _problems(_open())
+
+    assert name in problem
+    assert BUILD_COMMAND in problem
+
+
+def test_gallery_of_two_builds_is_not_opened(gallery, tmp_path, monkeypatch):
+    """A build that replaces the gallery between two of its files: opened again, and whole."""
+    from reverse_image_search import gallery as gallery_module
+
+    newer = _gallery("build2", seed=1)
+    write_gallery(tmp_path / "newer", newer)
+    load, names = np.load, []
+
+    def load_while_a_build_ends(path, **options):
+        names.append(Path(path).name)
+        if len(names) == 3:
+            shutil.move(tmp_path / "gallery", tmp_path / "old")
+            shutil.move(tmp_path / "newer", tmp_path / "gallery")
+        return load(path, **options)
+
+    monkeypatch.setattr(gallery_module.np, "load", load_while_a_build_ends)
+    opened = open_gallery(tmp_path / "gallery")
+
+    assert opened.build_id == "build2"
+    assert (opened.images == newer.images).all()
+    assert (opened.query_images == newer.query_images).all()
+
+
+def test_side_panel_tells_what_is_served(gallery):
+    page = _open()
+
+    (served,) = [e.proto.body for e in page.get("html") if "<pre" in e.proto.body]
+    for expected in (
+        "Triton 2.99.0",
+        "image_encoder  version 7",
+        "INPUT__0 FP32 [*, 64]",
+        "build1",
+    ):
+        assert expected in served
+
+
+# A picture of one's own --------------------------------------------------------------------------
+
+
+def _upload(page, name, data):
+    page.segmented_control(key="source").set_value("Upload").run()
+    page.file_uploader(key="upload").set_value((name, data, "image/png")).run()
+    return page
+
+
+def test_uploaded_picture_is_searched_for(gallery):
+    page = _upload(_open(), "boot.png", encoded(quadrants(), "PNG"))
+
+    assert "photo" in page.query_params["query"]
+    assert len(_tiles(page)) == 20
+    assert "boot.png" in _card(page)
+    assert "As the encoder sees it" in _card(page)
+    assert not _problems(page)
+
+
+def test_uploaded_copy_of_a_gallery_picture_is_recognised(gallery):
+    from PIL import Image
+
+    page = _open()
+    page = _upload(page, "copy.png", encoded(Image.fromarray(gallery.images[9]), "PNG"))
+    page.toggle(key="invert").set_value(False).run()
+    page.toggle(key="crop").set_value(False).run()
+
+    assert _tiles(page)[0]["value"] == "gallery-9"
+    assert _tiles(page)[0]["badge"] == "same picture"
+
+
+def test_light_ground_is_inverted_and_that_can_be_undone(gallery):
+    from PIL import Image
+
+    light = Image.new("L", (40, 40), 240)
+    light.paste(30, (10, 10, 30, 30))
+    page = _upload(_open(), "light.png", encoded(light, "PNG"))
+    inverted = _card(page)
+    assert page.toggle(key="invert").value is True
+
+    page.toggle(key="invert").set_value(False).run()
+
+    assert _card(page) != inverted
+
+
+def test_settings_of_a_photo_outlive_a_look_at_another_query(gallery):
+    page = _upload(_open(), "boot.png", encoded(quadrants(), "PNG"))
+    page.toggle(key="crop").set_value(False).run()
+    page.query_params["query"] = "gallery-3"
+    page.run()
+    page.query_params["query"] = "photo"
+    page.run()
+
+    assert page.toggle(key="crop").value is False
+    assert "boot.png" in _card(page)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.png", b"", "a.png: The file is empty (0 bytes)."),
+        ("<i>.png", b"no image", "<i>.png: The file is no PNG, JPEG, WebP, GIF or BMP image."),
+        (
+            "cut.png",
+            encoded(quadrants(), "PNG")[:100],
+            "cut.png: The image is damaged or cut short",
+        ),
+    ],
+)
+def test_file_that_cannot_be_read(gallery, name, data, reason):
+    page = _upload(_open(), name, data)
+
+    (problem,) = _problems(page)
+    assert problem.startswith(reason)
+    assert not _tiles(page)
+
+
+def test_good_picture_after_a_bad_one(gallery):
+    page = _upload(_open(), "bad.png", b"no image")
+    _upload(page, "good.png", encoded(quadrants(), "PNG"))
+
+    assert not _problems(page)
+    assert len(_tiles(page)) == 20
+
+
+def test_link_to_an_uploaded_picture(gallery):
+    page = _open(query="photo")
+
+    assert _problems(page) == ["A link cannot carry an uploaded picture. Upload it again."]
+    assert not _tiles(page)

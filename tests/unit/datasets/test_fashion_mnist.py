@@ -1,0 +1,110 @@
+import gzip
+import os
+import shutil
+
+import pytest
+import torch
+
+from reverse_image_search.datasets import fashion_mnist as dataset
+from reverse_image_search.datasets.fashion_mnist import DatasetError, load_fashion_mnist
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+@pytest.fixture
+def copied_data(fashion_mnist, data_dir, tmp_path):
+    """A data folder of the test's own, whose files it may damage."""
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in FILES:
+        shutil.copy(data_dir / "FashionMNIST" / "raw" / name, raw)
+    return tmp_path
+
+
+@pytest.fixture
+def cut_off(monkeypatch, tmp_path):
+    """No network, no apt, and none of Debian's files: the loader has what stands on disk."""
+    monkeypatch.setattr(dataset, "_DEBIAN_FOLDER", tmp_path / "no Debian package")
+    for scheme in ("http", "https"):
+        monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")  # nothing listens there
+        monkeypatch.delenv(f"{scheme.upper()}_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+
+
+def test_it_is_fashion_mnist(fashion_mnist):
+    """Facts of the paper and of Zalando's README."""
+    assert fashion_mnist.name == "Fashion-MNIST"
+    assert fashion_mnist.train_images.shape == (60_000, 28, 28)
+    assert fashion_mnist.test_images.shape == (10_000, 28, 28)
+    assert fashion_mnist.train_images.dtype == torch.uint8
+    assert fashion_mnist.train_labels.bincount().tolist() == [6_000] * 10
+    assert fashion_mnist.test_labels.bincount().tolist() == [1_000] * 10
+    assert fashion_mnist.class_names[9] == "Ankle boot"
+    assert fashion_mnist.train_labels[0] == 9
+    # Light on dark: the published mean of the training pixels, and a black corner.
+    assert fashion_mnist.train_images.float().mean() / 255 == pytest.approx(0.2860, abs=1e-4)
+    assert fashion_mnist.train_images[0, 0, 0] == 0
+
+
+def test_limit_keeps_the_first_training_images_and_all_queries(fashion_mnist, data_dir):
+    limited = load_fashion_mnist(data_dir, limit=7)
+
+    assert torch.equal(limited.train_images, fashion_mnist.train_images[:7])
+    assert torch.equal(limited.train_labels, fashion_mnist.train_labels[:7])
+    assert len(limited.test_images) == 10_000
+
+
+def test_files_on_disk_need_no_network(copied_data, cut_off):
+    assert len(load_fashion_mnist(copied_data).train_images) == 60_000
+
+
+def test_debian_files_are_unpacked(copied_data, cut_off, monkeypatch, tmp_path, fashion_mnist):
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for name in FILES:
+        content = (copied_data / "FashionMNIST" / "raw" / name).read_bytes()
+        (packed / f"{name}.gz").write_bytes(gzip.compress(content, compresslevel=1))
+    monkeypatch.setattr(dataset, "_DEBIAN_FOLDER", packed)
+
+    loaded = load_fashion_mnist(tmp_path / "empty")
+
+    assert torch.equal(loaded.test_images, fashion_mnist.test_images)
+    assert sorted(p.name for p in (tmp_path / "empty/FashionMNIST/raw").iterdir()) == sorted(FILES)
+
+
+def test_no_way_to_the_data_names_every_way(cut_off, tmp_path):
+    with pytest.raises(DatasetError) as failure:
+        load_fashion_mnist(tmp_path / "empty")
+
+    message = str(failure.value)
+    for way in (
+        "Debian's package dataset-fashion-mnist:",
+        "torchvision's download:",
+        "apt-get download dataset-fashion-mnist:",
+        "put the four extracted files into",
+    ):
+        assert way in message
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one byte changed", "another file", "empty"])
+def test_a_damaged_file_is_named(copied_data, cut_off, damage):
+    path = copied_data / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "truncated": content[:-1],
+            "one byte changed": content[:-1] + bytes([content[-1] ^ 1]),
+            "another file": path.with_name("train-labels-idx1-ubyte").read_bytes(),
+            "empty": b"",
+        }[damage]
+    )
+
+    with pytest.raises(DatasetError, match=f"{path} is not the file of Fashion-MNIST"):
+        load_fashion_mnist(copied_data)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from reverse_image_search.benchmark.server_figures import BenchmarkError, served_models
 from reverse_image_search.layout import REPOSITORY_ROOT
+from reverse_image_search.serving.ports import free_ports
 
 _BIN = REPOSITORY_ROOT / "reverse_image_search" / "bin"
 _START_TIMEOUT = 120  # seconds
@@ -137,12 +138,3 @@ def _wait_for(port: int, process: subprocess.Popen, log) -> None:
         time.sleep(0.2)
     log.seek(0)
     raise BenchmarkError(f"{process.args} did not start: {log.read()[-2000:]}")
-
-
-def free_ports(count: int) -> list[int]:
-    """TCP ports of 127.0.0.1 that nothing listens on, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

@@ -55,5 +55,10 @@ IMAGE_SEARCH = ModelSpec("image_search", (IMAGES,), (NEIGHBOR_IDS, SCORES))
 
 MAX_BATCH_SIZE = 64
 
-# Key of the `parameters` entry in each config.pbtxt that names the build it belongs to.
-BUILD_ID_PARAMETER = "build_id"
+# In OUTPUT__0 of `vector_similarity`, where a gallery holds fewer than K images (as in FAISS).
+NO_NEIGHBOR = -1
+
+# Keys of `parameters` in config.pbtxt. Both models name the encoder that made the embeddings;
+# `vector_similarity` also names the gallery that its ids belong to.
+ENCODER_ID_PARAMETER = "encoder_id"
+GALLERY_ID_PARAMETER = "gallery_id"

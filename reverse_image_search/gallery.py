@@ -1,160 +1,264 @@
-"""The gallery: what the app shows for an id, and the test images it offers as queries.
+"""The gallery: what an id stands for. One SQLite file beside the models, free of torch.
 
-Written by the build beside the models, opened by memory map, free of torch::
+    metadata    key, value (JSON): gallery_id, encoder_id, dataset, class_names, ...
+    images      id, source, label, width, height, sha256, thumbnail
+    embeddings  id, embedding: what the encoder `encoder_id` makes of the image
+    queries     like images: examples to search with, not part of the gallery
 
-    gallery/
-        manifest.json       build_id, dataset, class names
-        images.npy          (N, height, width) or (N, height, width, 3) uint8
-        labels.npy          (N,) int64, indices into the class names
-        query_images.npy    (Q, height, width) or (Q, height, width, 3) uint8
-        query_labels.npy    (Q,) int64
+An id is given once: AUTOINCREMENT never gives the id of a removed image to another one. Readers
+open the file read-only, so it may lie on a read-only file system.
 """
 
+from __future__ import annotations
+
+import io
 import json
-from dataclasses import dataclass
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from reverse_image_search.layout import BUILD_COMMAND
 
+_IMAGE_COLUMNS = """
+    id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, label TEXT,
+    width INTEGER NOT NULL, height INTEGER NOT NULL, sha256 BLOB NOT NULL, thumbnail BLOB NOT NULL
+"""
+_SCHEMA = f"""
+    CREATE TABLE metadata (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+    CREATE TABLE images ({_IMAGE_COLUMNS});
+    CREATE TABLE queries ({_IMAGE_COLUMNS});
+    CREATE TABLE embeddings (
+        id INTEGER PRIMARY KEY REFERENCES images (id), embedding BLOB NOT NULL
+    );
+"""
+_IDS_AT_ONCE = 500  # SQLite limits the parameters of one statement
+
 
 class GalleryError(Exception):
-    """The gallery is missing or damaged; the message ends with the command that mends it."""
+    """The gallery is missing or damaged; the message ends with the command that rebuilds it."""
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Thumbnails, labels and names behind the ids that `vector_similarity` returns.
+class GalleryMetadata:
+    """What holds for the whole gallery.
 
     Attributes
     ----------
-    build_id : the build that wrote it; the served models must carry the same
+    gallery_id : one for the life of the gallery; `vector_similarity` carries the same
+    encoder_id : digest of the exported encoder that made the embeddings
     dataset : name of the dataset, for display
-    class_names : one name per label
-    images : (N, height, width[, 3]) uint8, RGB or grey
-    labels : (N,) int64
-    query_images : (Q, height, width[, 3]) uint8, never part of `images`
-    query_labels : (Q,) int64
+    class_names : all labels, in the dataset's order; empty where there are none
+    encoder_height, encoder_width : pixels that the encoder resizes its input to
+    encoder_is_grayscale : whether the encoder looks at brightness alone
+    shows_objects_on_black : whether images are objects cut out on black, as in Fashion-MNIST
     """
 
-    build_id: str
+    gallery_id: str
+    encoder_id: str
     dataset: str
     class_names: list[str]
-    images: np.ndarray
-    labels: np.ndarray
-    query_images: np.ndarray
-    query_labels: np.ndarray
+    encoder_height: int
+    encoder_width: int
+    encoder_is_grayscale: bool
+    shows_objects_on_black: bool
+
+
+@dataclass(frozen=True)
+class GalleryImage:
+    """One image of the gallery, or one example query.
+
+    Attributes
+    ----------
+    source : path of the file, or a name such as ``Fashion-MNIST train #42``
+    width, height : of the original, in pixels
+    sha256 : of the file, or of the pixels where there is no file
+    thumbnail : a PNG, JPEG or WebP file
+    """
+
+    id: int
+    source: str
+    label: str | None
+    width: int
+    height: int
+    sha256: bytes
+    thumbnail: bytes
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The thumbnail, (height, width) or (height, width, 3) uint8."""
+        return np.asarray(Image.open(io.BytesIO(self.thumbnail)))
+
+
+class Gallery:
+    """A gallery on disk, opened read-only; safe to share between threads.
+
+    Raises
+    ------
+    GalleryError : by the constructor and by every method, where the file cannot be read
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        if not path.is_file():
+            raise GalleryError(f"There is no gallery at {path}. Build it with {BUILD_COMMAND}")
+        try:
+            self._database = sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+        values = dict(self._query("SELECT key, value FROM metadata"))
+        try:
+            self.metadata = GalleryMetadata(
+                **{field.name: json.loads(values[field.name]) for field in fields(GalleryMetadata)}
+            )
+        except (KeyError, ValueError) as error:
+            raise self._unreadable(error) from error
+        self._count = self._query("SELECT count(*) FROM images")[0][0]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    @property
+    def gallery_id(self) -> str:
+        """Identity of the gallery, see `GalleryMetadata`."""
+        return self.metadata.gallery_id
+
+    @property
+    def encoder_id(self) -> str:
+        """Identity of the encoder, see `GalleryMetadata`."""
+        return self.metadata.encoder_id
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self._count
 
-    def label_name(self, gallery_id: int) -> str:
-        """Class name of a gallery image."""
-        return self.class_names[self.labels[gallery_id]]
+    def ids(self) -> np.ndarray:
+        """All ids, (N,) int64, rising."""
+        return np.array([row[0] for row in self._query("SELECT id FROM images ORDER BY id")], int)
 
-    def source_name(self, gallery_id: int) -> str:
-        """Where a gallery image comes from, e.g. ``Fashion-MNIST train #42``."""
-        return f"{self.dataset} train #{gallery_id}"
+    def images(self, ids: Iterable[int]) -> list[GalleryImage]:
+        """The images behind `ids`, in their order.
 
+        Raises
+        ------
+        KeyError : an id that the gallery does not have
+        """
+        return self._rows("images", ids)
 
-_ARRAYS = ("images", "labels", "query_images", "query_labels")
+    def labels(self) -> list[str | None]:
+        """Labels of all images, in the order of `ids`."""
+        return [row[0] for row in self._query("SELECT label FROM images ORDER BY id")]
 
+    def embeddings(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (N,) int64, rising, and their embeddings (N, D) float32."""
+        rows = self._query("SELECT id, embedding FROM embeddings ORDER BY id")
+        ids = np.array([row[0] for row in rows], np.int64)
+        return ids, np.stack([np.frombuffer(row[1], np.float32) for row in rows])
 
-def write_gallery(folder: Path, gallery: Gallery) -> None:
-    """Write `gallery` into the new folder `folder`."""
-    folder.mkdir(parents=True)
-    for name in _ARRAYS:
-        np.save(folder / f"{name}.npy", getattr(gallery, name), allow_pickle=False)
-    manifest = {
-        "build_id": gallery.build_id,
-        "dataset": gallery.dataset,
-        "class_names": gallery.class_names,
-        "count": len(gallery),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    def query_ids(self, label: str | None = None) -> list[int]:
+        """Ids of the example queries, rising; those with `label` where one is given."""
+        condition, values = ("WHERE label = ?", [label]) if label is not None else ("", [])
+        rows = self._query(f"SELECT id FROM queries {condition} ORDER BY id", values)
+        return [row[0] for row in rows]
 
+    def queries(self, ids: Iterable[int]) -> list[GalleryImage]:
+        """The example queries behind `ids`, in their order; `KeyError` as for `images`."""
+        return self._rows("queries", ids)
 
-def read_build_id(folder: Path) -> str:
-    """`build_id` of the gallery on disk, without opening its arrays.
+    def _rows(self, table: str, ids: Iterable[int]) -> list[GalleryImage]:
+        wanted = [int(each) for each in ids]
+        columns = ", ".join(field.name for field in fields(GalleryImage))
+        found: dict[int, GalleryImage] = {}
+        for start in range(0, len(wanted), _IDS_AT_ONCE):
+            part = wanted[start : start + _IDS_AT_ONCE]
+            marks = ", ".join("?" * len(part))
+            rows = self._query(f"SELECT {columns} FROM {table} WHERE id IN ({marks})", part)
+            found.update((row[0], GalleryImage(*row)) for row in rows)
+        return [found[each] for each in wanted]
 
-    Raises
-    ------
-    GalleryError : `folder` holds no readable manifest
-    """
-    return _read_manifest(folder)["build_id"]
-
-
-def open_gallery(folder: Path) -> Gallery:
-    """Open the gallery of the last build; the arrays stay on disk until they are looked at.
-
-    Raises
-    ------
-    GalleryError : a file is missing, cut short or of another build
-    """
-    gallery = _open_arrays(folder)
-    if read_build_id(folder) != gallery.build_id:  # a build replaced it between two files
-        gallery = _open_arrays(folder)
-    return gallery
-
-
-def _open_arrays(folder: Path) -> Gallery:
-    manifest = _read_manifest(folder)
-    arrays = {}
-    for name in _ARRAYS:
-        path = folder / f"{name}.npy"
+    def _query(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:
         try:
-            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise GalleryError(
-                f"{path} cannot be read ({error}). Build it again with {BUILD_COMMAND}"
-            ) from error
-    gallery = Gallery(manifest["build_id"], manifest["dataset"], manifest["class_names"], **arrays)
-    for images, labels in (("images", "labels"), ("query_images", "query_labels")):
-        counts = len(arrays[images]), len(arrays[labels])
-        if counts[0] != counts[1]:
-            raise GalleryError(
-                f"{folder} has {counts[0]} {images} but {counts[1]} {labels}. "
-                f"Build it again with {BUILD_COMMAND}"
-            )
-        if not _are_images(arrays[images]) or not _are_labels(arrays[labels], gallery.class_names):
-            raise GalleryError(
-                f"{folder}/{images}.npy or {labels}.npy holds something else. "
-                f"Build it again with {BUILD_COMMAND}"
-            )
-    if len(gallery) != manifest["count"]:
-        raise GalleryError(
-            f"{folder}/images.npy has {len(gallery)} images, its manifest says "
-            f"{manifest['count']}. Build it again with {BUILD_COMMAND}"
+            with self._lock:
+                return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> GalleryError:
+        return GalleryError(
+            f"{self._path} cannot be read ({error}). Rebuild it with {BUILD_COMMAND}"
         )
-    return gallery
 
 
-def _are_images(array: np.ndarray) -> bool:
-    return array.dtype == np.uint8 and (array.ndim == 3 or array.shape[3:] == (3,))
+class GalleryWriter:
+    """Writes a new gallery: images first, then their embeddings, then the metadata.
 
+    with GalleryWriter(path) as writer:
+        writer.add_images(images)
+        writer.add_embeddings(ids, embeddings)
+        writer.set_metadata(metadata)
+    """
 
-def _are_labels(array: np.ndarray, class_names: list[str]) -> bool:
-    if array.ndim != 1 or array.dtype.kind != "i":
-        return False
-    return not len(array) or (array.min() >= 0 and array.max() < len(class_names))
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(path)
+        self._database.executescript(_SCHEMA)
 
+    def __enter__(self) -> GalleryWriter:
+        return self
 
-def _read_manifest(folder: Path) -> dict:
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise GalleryError(
-            f"There is no gallery at {folder}. Build it with {BUILD_COMMAND}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise GalleryError(
-            f"{path} cannot be read ({error}). Build it again with {BUILD_COMMAND}"
-        ) from error
-    missing = {"build_id", "dataset", "class_names", "count"} - set(manifest)
-    if missing:
-        raise GalleryError(
-            f"{path} lacks {', '.join(sorted(missing))}. Build it again with {BUILD_COMMAND}"
+    def __exit__(self, error_type: type | None, *_error: object) -> None:
+        if error_type is None:
+            self._database.commit()
+        self._database.close()
+
+    def add_images(self, images: Iterable[GalleryImage]) -> None:
+        """Add images under the ids that they bear."""
+        self._add("images", images)
+
+    def add_queries(self, queries: Iterable[GalleryImage]) -> None:
+        """Add example queries under the ids that they bear."""
+        self._add("queries", queries)
+
+    def add_embeddings(self, ids: np.ndarray, embeddings: np.ndarray) -> None:
+        """Add embeddings (n, D) float32 of the images `ids` (n,)."""
+        rows = zip(ids.tolist(), embeddings.astype(np.float32), strict=True)
+        self._database.executemany(
+            "INSERT INTO embeddings VALUES (?, ?)", ((each, row.tobytes()) for each, row in rows)
         )
-    return manifest
+
+    def set_metadata(self, metadata: GalleryMetadata) -> None:
+        """Set what holds for the whole gallery."""
+        self._database.executemany(
+            "INSERT INTO metadata VALUES (?, ?)",
+            [(key, json.dumps(value)) for key, value in asdict(metadata).items()],
+        )
+
+    def _add(self, table: str, images: Iterable[GalleryImage]) -> None:
+        marks = ", ".join("?" * len(fields(GalleryImage)))
+        self._database.executemany(
+            f"INSERT INTO {table} VALUES ({marks})", (astuple(image) for image in images)
+        )
+
+
+def make_thumbnail(pixels: np.ndarray, longest_side: int = 256) -> bytes:
+    """Image file for the page: PNG for tiny images, whose every pixel is seen, else WebP.
+
+    Parameters
+    ----------
+    pixels : (height, width) or (height, width, 3) uint8
+    """
+    image = Image.fromarray(pixels)
+    file = io.BytesIO()
+    if max(image.size) <= 64:
+        image.save(file, "PNG", compress_level=1)
+    else:
+        image.thumbnail((longest_side, longest_side))
+        image.save(file, "WEBP", quality=85)
+    return file.getvalue()

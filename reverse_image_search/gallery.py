@@ -11,6 +11,7 @@ open the file read-only, so it may lie on a read-only file system.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import sqlite3
@@ -32,6 +33,8 @@ _SCHEMA = f"""
     CREATE TABLE metadata (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE images ({_IMAGE_COLUMNS});
     CREATE TABLE queries ({_IMAGE_COLUMNS});
+    CREATE INDEX image_labels ON images (label);
+    CREATE INDEX query_labels ON queries (label);
     CREATE TABLE embeddings (
         id INTEGER PRIMARY KEY REFERENCES images (id), embedding BLOB NOT NULL
     );
@@ -76,7 +79,7 @@ class GalleryImage:
     ----------
     source : path of the file, or a name such as ``Fashion-MNIST train #42``
     width, height : of the original, in pixels
-    sha256 : of the file, or of the pixels where there is no file
+    sha256 : of the file; `pixel_digest` where there is none
     thumbnail : a PNG, JPEG or WebP file
     """
 
@@ -121,6 +124,7 @@ class Gallery:
         except (KeyError, ValueError) as error:
             raise self._unreadable(error) from error
         self._count = self._query("SELECT count(*) FROM images")[0][0]
+        self.query_count = self._query("SELECT count(*) FROM queries")[0][0]
 
     def close(self) -> None:
         """Close the file."""
@@ -139,9 +143,9 @@ class Gallery:
     def __len__(self) -> int:
         return self._count
 
-    def ids(self) -> np.ndarray:
-        """All ids, (N,) int64, rising."""
-        return np.array([row[0] for row in self._query("SELECT id FROM images ORDER BY id")], int)
+    def ids(self, label: str | None = None) -> np.ndarray:
+        """All ids (N,) int64, rising; those with `label` where one is given."""
+        return self._ids("images", label)
 
     def images(self, ids: Iterable[int]) -> list[GalleryImage]:
         """The images behind `ids`, in their order.
@@ -162,15 +166,18 @@ class Gallery:
         ids = np.array([row[0] for row in rows], np.int64)
         return ids, np.stack([np.frombuffer(row[1], np.float32) for row in rows])
 
-    def query_ids(self, label: str | None = None) -> list[int]:
-        """Ids of the example queries, rising; those with `label` where one is given."""
-        condition, values = ("WHERE label = ?", [label]) if label is not None else ("", [])
-        rows = self._query(f"SELECT id FROM queries {condition} ORDER BY id", values)
-        return [row[0] for row in rows]
+    def query_ids(self, label: str | None = None) -> np.ndarray:
+        """Ids of the example queries, as `ids`."""
+        return self._ids("queries", label)
 
     def queries(self, ids: Iterable[int]) -> list[GalleryImage]:
         """The example queries behind `ids`, in their order; `KeyError` as for `images`."""
         return self._rows("queries", ids)
+
+    def _ids(self, table: str, label: str | None) -> np.ndarray:
+        condition, values = ("WHERE label = ?", [label]) if label is not None else ("", [])
+        rows = self._query(f"SELECT id FROM {table} {condition}", values)  # answered by the index
+        return np.sort(np.array([row[0] for row in rows], np.int64))
 
     def _rows(self, table: str, ids: Iterable[int]) -> list[GalleryImage]:
         wanted = [int(each) for each in ids]
@@ -245,6 +252,18 @@ class GalleryWriter:
         self._database.executemany(
             f"INSERT INTO {table} VALUES ({marks})", (astuple(image) for image in images)
         )
+
+
+def pixel_digest(pixels: np.ndarray) -> bytes:
+    """SHA-256 of an image's pixels; equal for a grayscale image and its RGB form.
+
+    Parameters
+    ----------
+    pixels : (height, width) or (height, width, 3) uint8
+    """
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    return hashlib.sha256(np.ascontiguousarray(pixels)).digest()
 
 
 def make_thumbnail(pixels: np.ndarray, longest_side: int = 256) -> bytes:

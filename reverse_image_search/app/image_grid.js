@@ -1,7 +1,7 @@
-// Shows `data.tiles` as a grid of pictures; a click sends the tile's value to Python as `pick`.
+// Shows `data.tiles` as a grid of images; a click sends the tile's value to Python as `pick`.
 // Called again whenever the data changes. Tiles are reused, so that keyboard focus stays.
 //
-// A pick is a state value and no trigger: of two triggers in quick succession, Streamlit may drop
+// A pick is a state value, not a trigger: of two triggers in quick succession, Streamlit may drop
 // the later one. The time makes two clicks on the same tile two picks.
 
 export default function ({ data, parentElement, setStateValue }) {
@@ -26,7 +26,7 @@ export default function ({ data, parentElement, setStateValue }) {
 function newItem() {
   const item = document.createElement("li");
   item.innerHTML =
-    '<button type="button"><span class="picture"><img><span class="badge"></span></span>' +
+    '<button type="button"><span class="image"><img><span class="badge"></span></span>' +
     '<span class="caption"></span></button>';
   return item;
 }

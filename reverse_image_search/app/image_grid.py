@@ -1,20 +1,17 @@
-"""Pictures in a grid, each of them a button: Streamlit's own images cannot be clicked.
+"""A grid of clickable images; Streamlit's own images cannot be clicked.
 
-A whole grid is one element of the page. Twenty results made of Streamlit's own elements would be
-a hundred of them, and take several times as long to repaint.
+A whole grid is one element of the page: twenty results made of Streamlit's own elements would be a
+hundred elements and take several times as long to repaint.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import streamlit as st
-from PIL import Image
 
 _FOLDER = Path(__file__).parent
 
@@ -28,7 +25,7 @@ _component = st.components.v2.component(
 
 @dataclass(frozen=True)
 class Line:
-    """One line of text below a picture; `look` is "", "strong", "odd" or "faint"."""
+    """One line of text below an image; `look` is "", "strong", "odd" or "faint"."""
 
     text: str
     look: str = ""
@@ -36,16 +33,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a grid.
+    """One image of a grid.
 
     Attributes
     ----------
     value : what a click on it sends
     name : what it shows, for screen readers and as a tooltip
-    source : data URI of the picture
-    lines : what stands below the picture
-    badge : short text across the picture
-    picked : whether it is the one that was clicked last
+    source : data URI of the image
+    lines : text below the image
+    badge : short text across the image
+    picked : whether it was clicked last
     """
 
     value: str
@@ -70,7 +67,8 @@ def image_grid(
     ----------
     key : names the grid in the session state; each tile's ``data-testid``
     label : what the grid shows, for screen readers
-    columns : pictures in a row; on narrow screens three, where `adaptive`
+    columns : images in a row
+    adaptive : three in a row on narrow screens
     """
 
     def picked() -> None:
@@ -91,8 +89,8 @@ def image_grid(
     )
 
 
-def png_data_uri(pixels: np.ndarray) -> str:
-    """(height, width[, 3]) uint8, grey or RGB, as a PNG within a ``data:`` URI."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+def data_uri(image_file: bytes) -> str:
+    """A PNG, JPEG or WebP file as a ``data:`` URI."""
+    starts = {b"\x89PNG": "png", b"RIFF": "webp"}
+    kind = starts.get(image_file[:4], "jpeg")
+    return f"data:image/{kind};base64,{base64.b64encode(image_file).decode()}"

@@ -11,13 +11,13 @@ _COMMAND = re.compile(r"(reverse_image_search/bin/\S+\.sh)")
 
 
 def show_problem(problem: Exception) -> None:
-    """Show the one sentence of `problem`, with its command in code type."""
+    """Show the message of `problem`, with its command as code."""
     with st.container(key="problem"):
         st.error(plain(str(problem)), icon=":material/error:")
 
 
 def plain(text: str) -> str:
-    """`text` as Markdown that shows it letter by letter, and commands of ours as code."""
+    """`text` as Markdown that shows it literally, and our own commands as code."""
     pieces = _COMMAND.split(text)  # commands at odd positions
     pieces[::2] = [_MARKUP.sub(r"\\\1", piece) for piece in pieces[::2]]
     pieces[1::2] = [f"`{command}`" for command in pieces[1::2]]

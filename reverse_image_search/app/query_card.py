@@ -1,4 +1,4 @@
-"""The card above the results: the query, how far its neighbours agree, how long it took."""
+"""The card above the results: the query, how far its neighbors agree, how long it took."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import html
 import numpy as np
 import streamlit as st
 
-from reverse_image_search.app.image_grid import png_data_uri
+from reverse_image_search.app.image_grid import data_uri
 
 _BINS = 12
 
@@ -15,7 +15,8 @@ _STYLE = """<style>
 .card { display: flex; flex-wrap: wrap; gap: 1rem; }
 .card figure { margin: 0; width: clamp(7rem, 30vw, 9rem); }
 .card img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
-            border-radius: .5rem; image-rendering: pixelated; }
+            border-radius: .5rem; }
+.card img[src^="data:image/png"] { image-rendering: pixelated; }
 .card figcaption, .card .faint { font-size: .8rem; opacity: .8; }
 .card .facts { flex: 1; min-width: 12rem; }
 .card p { margin: 0 0 .3rem; }
@@ -28,8 +29,8 @@ _STYLE = """<style>
 
 def query_card(
     name: str,
-    pictures: dict[str, np.ndarray],
-    agreement: tuple[int, str],
+    images: dict[str, bytes],
+    agreement: tuple[str, int] | None,
     scores: np.ndarray,
     timing: str,
 ) -> None:
@@ -37,27 +38,31 @@ def query_card(
 
     Parameters
     ----------
-    pictures : (height, width[, 3]) uint8 by title
-    agreement : how many results share a label, and which
+    images : image files by caption
+    agreement : the most frequent label and how many results have it; None without labels
     scores : (K,) of the results shown
     """
-    count, label = agreement
     figures = "".join(
-        f'<figure><img src="{png_data_uri(pixels)}" alt="{html.escape(f"{title}: {name}")}">'
-        f"<figcaption>{html.escape(title)}</figcaption></figure>"
-        for title, pixels in pictures.items()
+        f'<figure><img src="{data_uri(file)}" alt="{html.escape(f"{caption}: {name}")}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, file in images.items()
     )
+    agreeing = ""
+    if agreement:
+        label, count = agreement
+        agreeing = (
+            f'<p data-testid="agreement"><b>{count} of {len(scores)}</b> are '
+            f"{html.escape(label)}</p>"
+        )
     st.html(
         f'{_STYLE}<div class="card" data-testid="query-card">{figures}<div class="facts">'
-        f'<p class="name">{html.escape(name)}</p>'
-        f'<p data-testid="agreement"><b>{count} of {len(scores)}</b> are {html.escape(label)}</p>'
-        f"{_histogram(scores)}"
+        f'<p class="name">{html.escape(name)}</p>{agreeing}{_histogram(scores)}'
         f'<p class="faint" data-testid="timing">{html.escape(timing)}</p></div></div>'
     )
 
 
 def _histogram(scores: np.ndarray) -> str:
-    """Bars: how many scores lie where between the lowest and the highest."""
+    """Bars that show how the scores spread between the lowest and the highest."""
     low, high = float(scores.min()), float(scores.max())
     counts, _ = np.histogram(scores, _BINS, (low, high if high > low else low + 1))
     bars = "".join(f'<i style="height:{100 * n / counts.max():.0f}%"></i>' for n in counts)

@@ -1,39 +1,34 @@
-"""What can be said about a query's neighbours besides showing them."""
+"""What can be said about a query's neighbors besides showing them."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePath
 
 import numpy as np
 
-from reverse_image_search.gallery import Gallery
+from reverse_image_search.gallery import GalleryImage
 
 
-def majority(gallery: Gallery, ids: np.ndarray) -> tuple[list[str], list[int]]:
-    """Label names of gallery images and how many bear each, most frequent first."""
-    labels, counts = np.unique(np.asarray(gallery.labels)[ids], return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return [gallery.class_names[label] for label in labels[order]], counts[order].tolist()
+def title_of(image: GalleryImage) -> str:
+    """Its label, or the file name where it has none."""
+    return image.label or PurePath(image.source).name
 
 
-def same_picture(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two uint8 images, (height, width) grey or (height, width, 3) RGB, are equal."""
-    if first.ndim < second.ndim:
-        first = np.broadcast_to(first[..., None], (*first.shape, 3))
-    elif second.ndim < first.ndim:
-        second = np.broadcast_to(second[..., None], (*second.shape, 3))
-    return np.array_equal(first, second)
+def majority(images: Sequence[GalleryImage]) -> tuple[str, int] | None:
+    """The most frequent label and how many images have it; None where none has a label."""
+    counts = Counter(image.label for image in images if image.label is not None)
+    return counts.most_common(1)[0] if counts else None
 
 
-def results_csv(gallery: Gallery, ids: np.ndarray, scores: np.ndarray) -> bytes:
-    """Neighbours (K,) and their scores (K,), best first, as CSV with a header."""
+def results_csv(images: Sequence[GalleryImage], scores: np.ndarray) -> bytes:
+    """Neighbors and their scores (K,), best first, as CSV with a header."""
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow(["rank", "gallery_id", "label", "score", "source"])
-    for rank, (gallery_id, score) in enumerate(
-        zip(ids.tolist(), scores.tolist(), strict=True), start=1
-    ):
-        label, source = gallery.label_name(gallery_id), gallery.source_name(gallery_id)
-        writer.writerow([rank, gallery_id, label, f"{score:.6f}", source])
+    for rank, (image, score) in enumerate(zip(images, scores.tolist(), strict=True), start=1):
+        writer.writerow([rank, image.id, image.label, f"{score:.6f}", image.source])
     return file.getvalue().encode()

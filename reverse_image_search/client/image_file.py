@@ -149,10 +149,10 @@ def to_query(pixels: np.ndarray, crop: bool, invert: bool) -> np.ndarray:
     return (255 * np.clip(1 - square / np.maximum(ground, 1), 0, 1)).astype(np.uint8)
 
 
-def as_encoder_sees(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """What is left of a picture after the grey conversion and resizing inside the encoder.
+def as_encoder_sees(pixels: np.ndarray, size: tuple[int, int], is_grayscale: bool) -> np.ndarray:
+    """What is left of an image after resizing and grayscale conversion inside the encoder.
 
-    For display only: the encoder gets the picture itself and does this on its own.
+    For display only: the encoder gets the image itself and does this on its own.
 
     Parameters
     ----------
@@ -161,10 +161,10 @@ def as_encoder_sees(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     Returns
     -------
-    (height, width) uint8 grey
+    (height, width) or (height, width, 3) uint8
     """
-    grey = Image.fromarray(pixels).convert("L")
-    return np.asarray(grey.resize(size[::-1], Image.Resampling.BILINEAR))
+    image = Image.fromarray(pixels).convert("L" if is_grayscale else "RGB")
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def _check(image: Image.Image, data: bytes) -> None:

@@ -8,7 +8,7 @@ from reverse_image_search.evaluation.copies import ALL, make_copies
 from reverse_image_search.evaluation.metrics import (
     ranks_of_originals,
     recall_at,
-    score_same_kind,
+    score_category_level,
 )
 from reverse_image_search.layout import BUILD_COMMAND
 
@@ -45,7 +45,7 @@ def score_embeddings(
     ``precision_at_1``, ``precision_at_20`` and ``map`` of images of the same kind;
     ``recall_at_1`` and ``recall_at_20`` of the originals of turned, moved, noisy copies
     """
-    same_kind = score_same_kind(
+    same_kind = score_category_level(
         embed(query_images[:_QUERIES]),
         np.asarray(query_labels[:_QUERIES]),
         gallery_embeddings,

@@ -1,28 +1,30 @@
-"""Measure the search of a running server, on what it answers. Run it through ``evaluate.sh``."""
+"""Measure how good the answers of a running server are. Run it through ``evaluate.sh``."""
 
 import argparse
 import json
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from reverse_image_search.client.client import Client, Neighbors, TritonError
-from reverse_image_search.evaluation.baselines import Embed, make_baselines
-from reverse_image_search.evaluation.build_score import draw_originals
+from reverse_image_search.client.search import WrongAnswerError, check_identity
+from reverse_image_search.evaluation.baselines import Embed, make_baselines, pixels_of_one_size
 from reverse_image_search.evaluation.copies import ALL, KINDS, make_copies
+from reverse_image_search.evaluation.examples import Examples
 from reverse_image_search.evaluation.metrics import (
+    Scores,
     bootstrap_interval,
     precision_at,
     ranks_of_originals,
     recall_at,
-    score_same_kind,
+    score_category_level,
 )
-from reverse_image_search.gallery import Gallery, GalleryError, open_gallery
-from reverse_image_search.layout import REPOSITORY_ROOT, START_COMMAND
+from reverse_image_search.gallery import Gallery, GalleryError
+from reverse_image_search.layout import REPOSITORY_ROOT, gallery_file
 
 _IMAGES_AT_ONCE = 2000
 _DEEPEST_RANK = 20  # of precision@20 and recall@20
@@ -34,26 +36,12 @@ class EvaluationError(Exception):
     """The server's answers cannot be evaluated; the message says why."""
 
 
-@dataclass
-class Scores:
-    """All numbers of one encoder, one value a query.
-
-    Attributes
-    ----------
-    same_kind : metric -> (queries,) float
-    same_item : kind of copy -> (copies,) rank of the original, 1 is best
-    """
-
-    same_kind: dict[str, np.ndarray]
-    same_item: dict[str, np.ndarray]
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate and report; returns the exit code."""
     options = _parse(arguments)
     try:
         evaluate(options)
-    except (EvaluationError, GalleryError, TritonError) as error:
+    except (EvaluationError, GalleryError, TritonError, WrongAnswerError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -62,148 +50,140 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Ask the server, rank, print the tables, write the JSON file and the pictures."""
-    gallery = open_gallery(options.output_dir / "gallery")
+    """Search with queries and copies, score the answers, print and write the report."""
     client = Client(options.url, timeout=60)
-    _check_build(client, gallery)
-    query_images = np.asarray(gallery.query_images[: options.queries])
-    query_labels = np.asarray(gallery.query_labels[: options.queries])
-    original_ids = draw_originals(len(gallery), options.copies)
+    examples = Examples(Gallery(gallery_file(options.output_dir)), options.queries, options.copies)
+    check_identity(client, examples.gallery)
 
-    gallery_embeddings = _embed_served(client, gallery.images, "gallery")
-    query_embeddings = _embed_served(client, query_images, "queries")
-    neighbors = client.find_similar(query_embeddings)
-    check_ranking(query_embeddings, gallery_embeddings, neighbors)
-
-    served = Scores(
-        score_same_kind(query_embeddings, query_labels, gallery_embeddings, gallery.labels), {}
-    )
-    hits = gallery.labels[neighbors.ids] == query_labels[:, None]
-    served.same_kind["precision_at_1"] = precision_at(hits, 1)
-    served.same_kind["precision_at_20"] = precision_at(hits, _DEEPEST_RANK)
-    for kind in KINDS:
-        copies = make_copies(gallery.images[original_ids], kind)
-        found = client.find_similar(_embed_served(client, copies, f"copies: {kind}"))
-        served.same_item[kind] = _served_ranks(found, original_ids)
-
-    baselines = {
-        name: _score_offline(name, embed, gallery, query_images, query_labels, original_ids)
-        for name, embed in make_baselines(gallery.images).items()
-    }
-    _print_report(gallery, query_labels, served, baselines)
+    served, neighbors = score_served(client, examples)
+    baselines = score_baselines(examples)
+    print_report(examples, served, baselines)
     if options.json:
-        report = _as_json(gallery, query_labels, served, baselines)
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    if options.pictures:
-        from reverse_image_search.evaluation import pictures  # takes matplotlib, for pictures alone
+        options.json.write_text(json.dumps(as_json(examples, served, baselines), indent=2) + "\n")
+    if options.figures:
+        from reverse_image_search.evaluation import figures  # needs matplotlib
 
-        copies = make_copies(gallery.images[original_ids], ALL)
-        examples = client.search(copies[: pictures.COPY_EXAMPLES])
-        pictures.draw_all(
-            options.pictures,
-            gallery,
-            query_labels,
-            served,
-            neighbors.ids,
-            copies,
-            original_ids,
-            examples.ids,
+        copies = make_copies(examples.originals[: figures.COPY_EXAMPLES], ALL)
+        copy_neighbors = client.search(copies)
+        figures.draw_all(options.figures, examples, served, neighbors, copies, copy_neighbors)
+
+
+def score_served(client: Client, examples: Examples) -> tuple[Scores, Neighbors | None]:
+    """Scores of the server's answers, and its answers to the queries."""
+    scores, neighbors = Scores({}, {}), None
+    if examples.query_images:
+        embeddings = _embed(client.embed, examples.query_images, "queries")
+        neighbors = client.find_similar(embeddings)
+        check_ranking(embeddings, examples.embeddings, examples.rows_of(neighbors.ids), neighbors)
+        scores.category_level.update(
+            score_category_level(
+                embeddings, examples.query_labels, examples.embeddings, examples.labels
+            )
         )
+        hits = examples.labels_of(neighbors.ids) == examples.query_labels[:, None]
+        scores.category_level["precision_at_1"] = precision_at(hits, 1)
+        scores.category_level["precision_at_20"] = precision_at(hits, _DEEPEST_RANK)
+    for kind in KINDS:
+        copies = make_copies(examples.originals, kind)
+        found = client.find_similar(_embed(client.embed, copies, f"copies: {kind}"))
+        scores.instance_level[kind] = _served_ranks(found, examples.ids[examples.original_rows])
+    return scores, neighbors
 
 
 def check_ranking(
-    query_embeddings: np.ndarray, gallery_embeddings: np.ndarray, neighbors: Neighbors
+    query_embeddings: np.ndarray,
+    gallery_embeddings: np.ndarray,
+    rows: np.ndarray,
+    neighbors: Neighbors,
 ) -> None:
-    """Compare the served ids and scores with an exact ranking, ties aside.
+    """Compare the served neighbors and scores with an exact ranking, ties aside.
+
+    Parameters
+    ----------
+    rows : (n, K) rows of `gallery_embeddings` that `neighbors.ids` stand for; -1 for no image
 
     Raises
     ------
-    EvaluationError : a neighbour or its score is not what the embeddings say
+    EvaluationError : a neighbor or its score is not what the embeddings say
     """
-    k = neighbors.ids.shape[1]
+    k = min(rows.shape[1], len(gallery_embeddings))  # what follows is padding
+    rows, scores = rows[:, :k], neighbors.scores[:, :k]
     for start in range(0, len(query_embeddings), 250):
-        rows = slice(start, start + 250)
-        similarity = query_embeddings[rows] @ gallery_embeddings.T
+        part = slice(start, start + 250)
+        similarity = query_embeddings[part] @ gallery_embeddings.T
         best = -np.sort(-np.partition(similarity, -k, axis=1)[:, -k:], axis=1)
-        of_ids = np.take_along_axis(similarity, neighbors.ids[rows], axis=1)
-        wrong = np.abs(of_ids - best) > _TIE
+        of_rows = np.take_along_axis(similarity, np.maximum(rows[part], 0), axis=1)
+        wrong = (rows[part] < 0) | (np.abs(of_rows - best) > _TIE)
         if wrong.any():
             raise EvaluationError(
-                f"{wrong.sum()} of {wrong.size} served neighbours are not among the nearest: the "
-                "gallery's embeddings are not those that the server's encoder makes"
+                f"{wrong.sum()} of {wrong.size} served neighbors are not among the nearest: the "
+                "gallery's embeddings do not come from the server's encoder"
             )
-        if np.abs(neighbors.scores[rows] - of_ids).max() > _TIE:
+        if np.abs(scores[part] - of_rows).max() > _TIE:
             raise EvaluationError("served scores are not the similarities of the served ids")
 
 
-def _check_build(client: Client, gallery: Gallery) -> None:
-    for model, build_id in client.build_ids().items():
-        if build_id != gallery.build_id:
-            raise EvaluationError(
-                f"{model} is of build {build_id or 'unknown'}, the gallery of {gallery.build_id}. "
-                f"Restart the server with {START_COMMAND}"
+def score_baselines(examples: Examples) -> dict[str, Scores]:
+    """Scores of embeddings that need no training, over the same examples."""
+    metadata, gallery = examples.gallery.metadata, examples.gallery
+    parts = (
+        [image.pixels for image in gallery.images(examples.ids[start : start + _IMAGES_AT_ONCE])]
+        for start in range(0, len(examples.ids), _IMAGES_AT_ONCE)
+    )
+    gallery_pixels = np.concatenate([pixels_of_one_size(part, metadata) for part in parts])
+    query_pixels = pixels_of_one_size(examples.query_images, metadata)
+    copies = pixels_of_one_size(make_copies(examples.originals, ALL), metadata)
+    scores = {}
+    for name, embed in make_baselines(gallery_pixels).items():
+        print(f"baseline: {name} ...", flush=True)
+        embeddings = embed(gallery_pixels)
+        scores[name] = Scores({}, {})
+        if len(query_pixels):
+            scores[name].category_level.update(
+                score_category_level(
+                    embed(query_pixels), examples.query_labels, embeddings, examples.labels
+                )
             )
+        ranks = ranks_of_originals(embed(copies), examples.original_rows, embeddings)
+        scores[name].instance_level[ALL] = ranks
+    return scores
 
 
-def _embed_served(client: Client, images: np.ndarray, name: str) -> np.ndarray:
-    starts = range(0, len(images), _IMAGES_AT_ONCE)
-    bar = tqdm(starts, f"embed {name}", unit=f" x {_IMAGES_AT_ONCE} images", leave=False)
-    return np.concatenate([client.embed(images[start : start + _IMAGES_AT_ONCE]) for start in bar])
-
-
-def _served_ranks(neighbors: Neighbors, original_ids: np.ndarray) -> np.ndarray:
-    """Rank of each original among the served ids; beyond the last where it is not served."""
-    if neighbors.ids.shape[1] < _DEEPEST_RANK:
-        raise EvaluationError(
-            f"the server returns {neighbors.ids.shape[1]} neighbours, recall@20 needs 20. Build "
-            "with --top-k 20 or more"
-        )
-    found = neighbors.ids == original_ids[:, None]
-    return np.where(found.any(axis=1), 1 + found.argmax(axis=1), found.shape[1] + 1)
-
-
-def _score_offline(
-    name: str,
-    embed: Embed,
-    gallery: Gallery,
-    query_images: np.ndarray,
-    query_labels: np.ndarray,
-    original_ids: np.ndarray,
-) -> Scores:
-    print(f"baseline: {name} ...", flush=True)
-    gallery_embeddings = embed(gallery.images)
-    copies = embed(make_copies(gallery.images[original_ids], ALL))
-    return Scores(
-        score_same_kind(embed(query_images), query_labels, gallery_embeddings, gallery.labels),
-        {ALL: ranks_of_originals(copies, original_ids, gallery_embeddings)},
-    )
-
-
-def _print_report(
-    gallery: Gallery, query_labels: np.ndarray, served: Scores, baselines: dict[str, Scores]
-) -> None:
-    copies = len(served.same_item[ALL])
+def print_report(examples: Examples, served: Scores, baselines: dict[str, Scores]) -> None:
+    """Tables of all scores with confidence intervals."""
+    gallery = examples.gallery
     print(
-        f"\nBuild {gallery.build_id}: {len(query_labels):,} queries and {copies:,} copies of each "
+        f"\nGallery {gallery.gallery_id}, encoder {gallery.encoder_id}: "
+        f"{len(examples.query_images):,} queries and {len(examples.originals):,} copies of each "
         f"kind against {len(gallery):,} images.\n"
-        "95 % confidence intervals in brackets (bootstrap over queries).\n"
+        "95 % confidence intervals in brackets (bootstrap over queries)."
     )
-    columns = ("P@1", "P@20", "mAP", "MAP@R", "copies R@1", "copies R@20")
-    print(f"{'':20}" + "".join(f"{column:23}" for column in columns))
-    for name, scores in {"this build": served, **baselines}.items():
-        ranks = scores.same_item[ALL]
-        values = [*scores.same_kind.values(), recall_at(ranks, 1), recall_at(ranks, 20)]
-        print(f"{name:20}" + "".join(f"{_with_interval(value):23}" for value in values))
-    print(f"\n{'kind of copy':20}{'R@1':23}{'R@20':23}")
-    for kind, ranks in served.same_item.items():
-        recalls = (_with_interval(recall_at(ranks, k)) for k in (1, 20))
-        print(f"{kind:20}" + "".join(f"{recall:23}" for recall in recalls))
-    print(f"\n{'class':20}{'P@1':23}{'P@20':23}{'mAP':23}{'MAP@R':23}")
-    for label, name in enumerate(gallery.class_names):
-        of_class = query_labels == label
-        if of_class.any():
-            values = [values[of_class] for values in served.same_kind.values()]
-            print(f"{name:20}" + "".join(f"{_with_interval(value):23}" for value in values))
+    category_columns = ["P@1", "P@20", "mAP", "MAP@R"] if served.category_level else []
+    rows = {
+        name: [
+            *scores.category_level.values(),
+            *(recall_at(scores.instance_level[ALL], k) for k in (1, 20)),
+        ]
+        for name, scores in {"this build": served, **baselines}.items()
+    }
+    _print_table("", [*category_columns, "copies R@1", "copies R@20"], rows)
+    recalls = {
+        kind: [recall_at(ranks, k) for k in (1, 20)]
+        for kind, ranks in served.instance_level.items()
+    }
+    _print_table("kind of copy", ["R@1", "R@20"], recalls)
+    if served.category_level:
+        per_class = {
+            name: [values[of_class] for values in served.category_level.values()]
+            for name, of_class in examples.queries_by_class().items()
+        }
+        _print_table("class", category_columns, per_class)
+
+
+def _print_table(title: str, columns: list[str], rows: dict[str, list[np.ndarray]]) -> None:
+    print(f"\n{title:20}" + "".join(f"{column:23}" for column in columns))
+    for name, cells in rows.items():
+        print(f"{name:20}" + "".join(f"{_with_interval(values):23}" for values in cells))
 
 
 def _with_interval(values: np.ndarray) -> str:
@@ -211,35 +191,50 @@ def _with_interval(values: np.ndarray) -> str:
     return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _as_json(
-    gallery: Gallery, query_labels: np.ndarray, served: Scores, baselines: dict[str, Scores]
-) -> dict:
-    per_class = {
-        name: _means(served.same_kind, query_labels == label)
-        for label, name in enumerate(gallery.class_names)
-        if (query_labels == label).any()
-    }
+def as_json(examples: Examples, served: Scores, baselines: dict[str, Scores]) -> dict:
+    """The report as JSON; without labels it lacks the category-level numbers."""
     return {
-        **_means(served.same_kind),
-        "per_class": per_class,
+        **_means(served.category_level),
+        "per_class": {
+            name: _means(served.category_level, of_class)
+            for name, of_class in examples.queries_by_class().items()
+        },
         "copies": _recalls(served),
         "baselines": {
-            name: {**_means(scores.same_kind), "copies": _recalls(scores)}
+            name: {**_means(scores.category_level), "copies": _recalls(scores)}
             for name, scores in baselines.items()
         },
-        "build_id": gallery.build_id,
+        "gallery_id": examples.gallery.gallery_id,
+        "encoder_id": examples.gallery.encoder_id,
     }
 
 
-def _means(same_kind: dict[str, np.ndarray], of: np.ndarray | slice = slice(None)) -> dict:
-    return {metric: float(values[of].mean()) for metric, values in same_kind.items()}
+def _means(scores: dict[str, np.ndarray], of: np.ndarray | slice = slice(None)) -> dict:
+    return {metric: float(values[of].mean()) for metric, values in scores.items()}
 
 
 def _recalls(scores: Scores) -> dict[str, dict[str, float]]:
     return {
         kind: {f"recall_at_{k}": float(recall_at(ranks, k).mean()) for k in (1, 20)}
-        for kind, ranks in scores.same_item.items()
+        for kind, ranks in scores.instance_level.items()
     }
+
+
+def _embed(embed: Embed, images: Sequence[np.ndarray], name: str) -> np.ndarray:
+    starts = range(0, len(images), _IMAGES_AT_ONCE)
+    bar = tqdm(starts, f"embed {name}", unit=f" x {_IMAGES_AT_ONCE} images", leave=False)
+    return np.concatenate([embed(images[start : start + _IMAGES_AT_ONCE]) for start in bar])
+
+
+def _served_ranks(neighbors: Neighbors, original_ids: np.ndarray) -> np.ndarray:
+    """Rank of each original among the served ids; beyond the last where it is not served."""
+    if neighbors.ids.shape[1] < _DEEPEST_RANK:
+        raise EvaluationError(
+            f"the server returns {neighbors.ids.shape[1]} neighbors, recall@20 needs 20. Build "
+            "with --top-k 20 or more"
+        )
+    found = neighbors.ids == original_ids[:, None]
+    return np.where(found.any(axis=1), 1 + found.argmax(axis=1), found.shape[1] + 1)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -248,14 +243,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
     parser.add_argument(
-        "--pictures",
+        "--figures",
         type=Path,
         default=REPOSITORY_ROOT / "doc",
         metavar="DIR",
-        help="where the pictures go (default doc/)",
+        help="where the figures go (default doc/)",
     )
     parser.add_argument(
-        "--queries", type=_positive, metavar="N", help="ask with the first N test images only"
+        "--queries", type=_positive, metavar="N", help="search with the first N test images only"
     )
     parser.add_argument(
         "--copies",

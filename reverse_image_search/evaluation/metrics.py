@@ -1,4 +1,4 @@
-"""Retrieval metrics, one value a query, free of torch.
+"""Retrieval metrics, one value per query, without torch.
 
 Ranking is by cosine similarity, best first; equal scores come in the order of the ids.
 Definitions: Musgrave, Belongie and Lim 2020, "A Metric Learning Reality Check",
@@ -6,19 +6,34 @@ https://arxiv.org/abs/2003.08505.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 _CHUNK = 100  # queries ranked at once: 100 x 60,000 scores are 24 MB, and a dozen such arrays
 
 
-def score_same_kind(
+@dataclass
+class Scores:
+    """All numbers of one encoder, one value per query.
+
+    Attributes
+    ----------
+    category_level : metric -> (queries,) float; empty without labels
+    instance_level : kind of perturbed copy -> (copies,) rank of the original, 1 is best
+    """
+
+    category_level: dict[str, np.ndarray]
+    instance_level: dict[str, np.ndarray]
+
+
+def score_category_level(
     query_embeddings: np.ndarray,
     query_labels: np.ndarray,
     gallery_embeddings: np.ndarray,
     gallery_labels: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """How well a ranking of the whole gallery puts the query's class first.
+    """Category-level retrieval: how well a ranking of the whole gallery puts the query's class first.
 
     Parameters
     ----------

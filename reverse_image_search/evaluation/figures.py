@@ -1,9 +1,8 @@
-"""Pictures of a search's quality, for ``doc/``."""
+"""Figures of search quality, for ``doc/``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -12,11 +11,9 @@ matplotlib.use("Agg")  # files only, no window
 
 from matplotlib import pyplot as plt
 
-from reverse_image_search.evaluation.metrics import bootstrap_interval, recall_at
-from reverse_image_search.gallery import Gallery
-
-if TYPE_CHECKING:
-    from reverse_image_search.evaluation.evaluate import Scores
+from reverse_image_search.client.client import Neighbors
+from reverse_image_search.evaluation.examples import Examples
+from reverse_image_search.evaluation.metrics import Scores, bootstrap_interval, recall_at
 
 COPY_EXAMPLES = 6
 _NEIGHBORS = 12
@@ -25,55 +22,50 @@ _BLUE, _LIGHT_BLUE, _RED, _GREEN = "#1f5fa8", "#9cc3ea", "#d62728", "#2ca02c"
 
 def draw_all(
     folder: Path,
-    gallery: Gallery,
-    query_labels: np.ndarray,
+    examples: Examples,
     served: Scores,
-    neighbor_ids: np.ndarray,
-    copies: np.ndarray,
-    original_ids: np.ndarray,
-    copy_neighbor_ids: np.ndarray,
+    neighbors: Neighbors | None,
+    copies: list[np.ndarray] | np.ndarray,
+    copy_neighbors: Neighbors,
 ) -> None:
-    """Write ``precision_per_class.png``, ``recall_per_copy.png`` and ``example_queries.png``.
+    """Write ``recall_per_copy.png``, ``example_queries.png`` and, where there are labels,
+    ``precision_per_class.png``.
 
     Parameters
     ----------
-    query_labels, neighbor_ids : (n,) and (n, K) of the first n query images of `gallery`
-    copies, original_ids : (m, height, width) uint8 and (m,) ids of their originals
-    copy_neighbor_ids : (COPY_EXAMPLES, K) of the first copies
+    neighbors : of the examples' queries; None where there are none
+    copies, copy_neighbors : `COPY_EXAMPLES` copies of the first originals, and their neighbors
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _draw_precision_per_class(folder, gallery, query_labels, served)
     _draw_recall_per_copy(folder, served)
-    _draw_examples(
-        folder, gallery, query_labels, neighbor_ids, copies, original_ids, copy_neighbor_ids
-    )
+    _draw_examples(folder, examples, neighbors, copies, copy_neighbors)
+    if served.category_level:
+        _draw_precision_per_class(folder, examples, served)
 
 
-def _draw_precision_per_class(
-    folder: Path, gallery: Gallery, query_labels: np.ndarray, served: Scores
-) -> None:
-    classes = [i for i in range(len(gallery.class_names)) if (query_labels == i).any()]
+def _draw_precision_per_class(folder: Path, examples: Examples, served: Scores) -> None:
+    classes = examples.queries_by_class()
     values = {
-        name: [served.same_kind[metric][query_labels == label] for label in classes]
+        name: [served.category_level[metric][of_class] for of_class in classes.values()]
         for name, metric in (("precision@1", "precision_at_1"), ("precision@20", "precision_at_20"))
     }
-    names = [gallery.class_names[label] for label in classes]
-    _draw_bars(folder / "precision_per_class.png", names, values, "Images of the same kind")
+    title = "Category-level retrieval: neighbors of the query's class"
+    _draw_bars(folder / "precision_per_class.png", list(classes), values, title)
 
 
 def _draw_recall_per_copy(folder: Path, served: Scores) -> None:
     values = {
-        f"recall@{k}": [recall_at(ranks, k) for ranks in served.same_item.values()] for k in (1, 20)
+        f"recall@{k}": [recall_at(ranks, k) for ranks in served.instance_level.values()]
+        for k in (1, 20)
     }
-    _draw_bars(
-        folder / "recall_per_copy.png", list(served.same_item), values, "Copies of gallery images"
-    )
+    title = "Instance-level retrieval: perturbed copies that find their original"
+    _draw_bars(folder / "recall_per_copy.png", list(served.instance_level), values, title)
 
 
 def _draw_bars(
     path: Path, names: list[str], values: dict[str, list[np.ndarray]], title: str
 ) -> None:
-    """Two bars a name with their means and 95 % confidence intervals."""
+    """Two bars per name with their means and 95 % confidence intervals."""
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(names) + 1.2), layout="constrained")
     places = np.arange(len(names))
     for offset, color, (metric, samples) in zip(
@@ -106,23 +98,22 @@ def _draw_bars(
 
 def _draw_examples(
     folder: Path,
-    gallery: Gallery,
-    query_labels: np.ndarray,
-    neighbor_ids: np.ndarray,
-    copies: np.ndarray,
-    original_ids: np.ndarray,
-    copy_neighbor_ids: np.ndarray,
+    examples: Examples,
+    neighbors: Neighbors | None,
+    copies: list[np.ndarray] | np.ndarray,
+    copy_neighbors: Neighbors,
 ) -> None:
-    """One query of each class, then some copies; neighbours of another class are crossed out."""
-    labels, first_queries = np.unique(query_labels, return_index=True)
-    rows = [
-        (gallery.query_images[query], gallery.class_names[label], label, neighbor_ids[query], None)
-        for label, query in zip(labels, first_queries, strict=True)
-    ] + [
-        (copy, "copy", gallery.labels[original], ids, original)
-        for copy, original, ids in zip(copies, original_ids, copy_neighbor_ids, strict=False)
-    ]
-    columns = 1 + min(_NEIGHBORS, neighbor_ids.shape[1])
+    """One query of each class, then some copies; neighbors of another class are crossed out."""
+    original_ids = examples.ids[examples.original_rows]
+    rows = []  # image, name, label number, neighbor ids, id of the original
+    if neighbors:
+        for name, of_class in examples.queries_by_class().items():
+            first = int(of_class.argmax())
+            label = examples.query_labels[first]
+            rows.append((examples.query_images[first], name, label, neighbors.ids[first], None))
+    for copy, original, ids in zip(copies, original_ids, copy_neighbors.ids, strict=False):
+        rows.append((copy, "copy", examples.labels_of(original), ids, original))
+    columns = 1 + min(_NEIGHBORS, copy_neighbors.ids.shape[1])
     figure, grid = plt.subplots(
         len(rows), columns, figsize=(0.72 * columns, 0.8 * len(rows)), layout="constrained"
     )
@@ -132,10 +123,10 @@ def _draw_examples(
     for cells, (image, name, label, ids, original) in zip(grid, rows, strict=True):
         _show(cells[0], image, frame="black")
         cells[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        for axes, neighbor in zip(cells[1:], ids, strict=False):
-            is_original = neighbor == original
-            _show(axes, gallery.images[neighbor], frame=_GREEN if is_original else None)
-            if gallery.labels[neighbor] != label:
+        known = ids[ids >= 0]  # the rest is padding
+        for axes, neighbor in zip(cells[1:], examples.gallery.images(known), strict=False):
+            _show(axes, neighbor.pixels, frame=_GREEN if neighbor.id == original else None)
+            if examples.labels_of(np.int64(neighbor.id)) != label:
                 axes.plot([0, 1], [0, 1], transform=axes.transAxes, color=_RED, lw=1.5)
                 axes.plot([0, 1], [1, 0], transform=axes.transAxes, color=_RED, lw=1.5)
     figure.suptitle(

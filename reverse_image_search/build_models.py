@@ -1,53 +1,48 @@
-"""Build everything that Triton and the app need: load, train, embed, export, check, publish.
+"""Build all that Triton and the app need: read, encode, index, export, check, publish.
 
 Run it through ``reverse_image_search/bin/build_models.sh``, which installs the packages first.
 """
 
 import argparse
 import hashlib
+import json
+import os
+import secrets
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
 
-from reverse_image_search import contract
-from reverse_image_search.datasets.fashion_mnist import Dataset, DatasetError, load_fashion_mnist
+import reverse_image_search
+from reverse_image_search import contract, layout
+from reverse_image_search.datasets import DATASETS, Dataset, DatasetError, LabeledImage
+from reverse_image_search.encoders import ENCODERS, EncoderError, TrainingOptions
 from reverse_image_search.encoders.embedding import embed_images, to_pixels
-from reverse_image_search.encoders.pretrained import (
-    PRETRAINED_ENCODERS,
-    PretrainedEncoderError,
-    load_pretrained_encoder,
+from reverse_image_search.evaluation.build_score import QualityError, check_quality, score_build
+from reverse_image_search.gallery import (
+    GalleryImage,
+    GalleryMetadata,
+    GalleryWriter,
+    make_thumbnail,
 )
-from reverse_image_search.evaluation.build_score import (
-    QualityError,
-    check_floors,
-    score_embeddings,
-)
-from reverse_image_search.gallery import Gallery, write_gallery
-from reverse_image_search.indexes.exact import VectorSimilarity
-from reverse_image_search.layout import REPOSITORY_ROOT, START_COMMAND
+from reverse_image_search.indexes import INDEXES
 from reverse_image_search.serving.export import (
     ExportError,
     check_export,
-    ensemble_config,
-    export_torchscript,
     load_torchscript,
-    model_config,
+    write_model_files,
 )
+from reverse_image_search.serving.model_config import ensemble_config, model_config
 from reverse_image_search.serving.publishing import PublishingError, staging
-from reverse_image_search.training.train import (
-    DEFAULT_EPOCHS,
-    ENSEMBLE_SIZE,
-    train_encoder,
-    train_ensemble,
-)
 
-_OWN_ENCODER = "fashion"
-_CHECKED_IMAGES = 64  # examples that an exported file and its module must agree on
+_UNCHANGED = "Nothing was published; the previous build is unchanged."
+_CHECKED_IMAGES = 64  # on which an exported file and its module must agree
+_IMAGES_NDIM, _EMBEDDINGS_NDIM = 4, 2  # with the batch dimension
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,134 +52,167 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with staging(options.output_dir) as folder:
             build(options, folder)
-        print(f"Published to {options.output_dir}. Next: {START_COMMAND}")
-    except (
-        DatasetError,
-        ExportError,
-        PretrainedEncoderError,
-        PublishingError,
-        QualityError,
-    ) as error:
+        shutil.rmtree(_trained_folder(options.output_dir), ignore_errors=True)
+        print(f"Published to {options.output_dir}. Next: {layout.START_COMMAND}")
+    except (DatasetError, EncoderError, ExportError, PublishingError, QualityError) as error:
         print(f"build_models: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         where = error.filename or options.output_dir
-        print(
-            f"build_models: {where}: {error.strerror or error}. "
-            "Nothing was published; what was built before is unchanged.",
-            file=sys.stderr,
-        )
+        reason = error.strerror or error
+        print(f"build_models: {where}: {reason}. {_UNCHANGED}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "\nbuild_models: stopped. Nothing was published; what was built before is unchanged.",
-            file=sys.stderr,
-        )
+        print(f"\nbuild_models: stopped. {_UNCHANGED}", file=sys.stderr)
         return 130
     return 0
 
 
 def build(options: argparse.Namespace, folder: Path) -> None:
-    """Write `model_repo` and `gallery` into the empty `folder`, checked and scored."""
-    with _step("load"):
-        dataset = load_fashion_mnist(options.data_dir, options.limit)
+    """Write the model repositories and the gallery into the empty `folder`, checked and scored."""
+    encoder_spec, index_spec = ENCODERS[options.encoder], INDEXES[options.index]
+    model_repo = folder / layout.MODEL_REPO
 
-    with _step("train"):
-        encoder = _make_encoder(options, dataset)
+    with _step("read"):
+        dataset = DATASETS[options.dataset].load(options.data_dir, options.limit)
+        images = [image.pixels for image in dataset.gallery]
 
-    with _step("export"):
-        encoder_file = _model_file(folder, contract.IMAGE_ENCODER)
-        export_torchscript(encoder, encoder_file)
-        served_encoder = load_torchscript(encoder_file)
+    with _step("encoder"):
+        encoder_file = layout.model_file(model_repo, contract.IMAGE_ENCODER.name)
+        _make_encoder_file(options, dataset, encoder_file)
+        encoder = load_torchscript(encoder_file)
 
     with _step("embed"):
         # With the file that will be served, so that an image finds itself at score 1.
-        embeddings = embed_images(served_encoder, dataset.train_images, progress=True)
-        similarity = VectorSimilarity(embeddings, options.top_k)
-        similarity_file = _model_file(folder, contract.VECTOR_SIMILARITY)
-        export_torchscript(similarity, similarity_file)
+        embeddings = embed_images(encoder, images, progress=True)
 
-    with _step("check"):
-        examples = to_pixels(dataset.test_images[:_CHECKED_IMAGES])
-        check_export(served_encoder, encoder, examples)
-        check_export(load_torchscript(similarity_file), similarity, served_encoder(examples))
+    with _step("index"):
+        ids = np.arange(len(images))
+        index = index_spec.build(
+            torch.from_numpy(embeddings), torch.from_numpy(ids), options.top_k
+        ).eval()
+        index_folder = layout.version_folder(model_repo, contract.VECTOR_SIMILARITY.name)
+        write_model_files(index_spec.files(index), index_folder, _EMBEDDINGS_NDIM)
+        index_file = index_folder / layout.MODEL_FILENAME
+        if index_file.exists():
+            examples = torch.from_numpy(embeddings[:_CHECKED_IMAGES])
+            check_export(load_torchscript(index_file), index, examples)
 
     with _step("score"):
-        score = _score(served_encoder, embeddings, dataset)
-        if options.judged:
-            check_floors(score)
+        score = score_build(lambda part: embed_images(encoder, part), embeddings, dataset)
+        if options.gated:
+            check_quality(score, encoder_spec.quality_gate)
 
-    build_id = _build_id(embeddings, similarity.top_k, dataset)
-    _write_configs(folder, build_id, embeddings.shape[1], similarity.top_k)
-    write_gallery(folder / "gallery", _gallery_of(dataset, build_id))
-    _print_summary(folder, build_id, embeddings, score)
+    with _step("gallery"):
+        metadata = GalleryMetadata(
+            gallery_id=secrets.token_hex(6),
+            encoder_id=_sha256(encoder_file)[:12],
+            dataset=dataset.name,
+            class_names=dataset.class_names,
+            encoder_height=encoder_spec.input_size[0],
+            encoder_width=encoder_spec.input_size[1],
+            encoder_is_grayscale=encoder_spec.is_grayscale,
+            shows_objects_on_black=dataset.shows_objects_on_black,
+        )
+        with GalleryWriter(layout.gallery_file(folder)) as gallery:
+            gallery.add_images(_gallery_images(dataset.gallery))
+            gallery.add_queries(_gallery_images(dataset.queries))
+            gallery.add_embeddings(ids, embeddings)
+            gallery.set_metadata(metadata)
 
-
-def _make_encoder(options: argparse.Namespace, dataset: Dataset) -> nn.Module:
-    if options.encoder != _OWN_ENCODER:
-        return load_pretrained_encoder(options.encoder, options.weights)
-    # The GPU trains where there is one; the exported file is the same either way.
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train = train_ensemble if options.quality else train_encoder
-    encoder = train(
-        dataset.train_images.to(device),
-        dataset.train_labels.to(device),
-        epochs=options.epochs,
-        seed=options.seed,
-    )
-    return encoder.to("cpu")
-
-
-def _score(encoder: nn.Module, embeddings: Tensor, dataset: Dataset) -> dict[str, float]:
-    return score_embeddings(
-        lambda images: embed_images(encoder, torch.from_numpy(images)).numpy(),
-        embeddings.numpy(),
-        dataset.train_images.numpy(),
-        dataset.train_labels.numpy(),
-        dataset.test_images.numpy(),
-        dataset.test_labels.numpy(),
-    )
+    _write_configs(folder, metadata, embeddings.shape[1], options.top_k, index_spec.platform)
+    _print_summary(folder, metadata, embeddings, score)
 
 
-def _model_file(folder: Path, model: contract.ModelSpec) -> Path:
-    return folder / "model_repo" / model.name / "1" / "model.pt"
+def _make_encoder_file(options: argparse.Namespace, dataset: Dataset, path: Path) -> None:
+    """Export the encoder to `path`, or take the one that a stopped build had finished."""
+    spec = ENCODERS[options.encoder]
+    finished = _trained_folder(options.output_dir) / _recipe(options, dataset) / path.name
+    if finished.exists():
+        print("Resuming with the encoder of the build that was stopped.", flush=True)
+    else:
+        encoder = spec.make(dataset, TrainingOptions(options.epochs, options.seed, options.weights))
+        part = finished.parent.with_suffix(f".{os.getpid()}")
+        shutil.rmtree(finished.parent.parent, ignore_errors=True)  # of other recipes
+        write_model_files({path.name: encoder}, part, _IMAGES_NDIM)
+        for examples in _example_batches(dataset):
+            exported = load_torchscript(part / path.name)
+            check_export(exported, encoder, examples, spec.export_tolerance)
+        part.rename(finished.parent)
+    path.parent.mkdir(parents=True)
+    shutil.copyfile(finished, path)
 
 
-def _build_id(embeddings: Tensor, top_k: int, dataset: Dataset) -> str:
-    """Equal for equal models and galleries, so that those of two builds never pass for one.
-
-    The gallery's embeddings stand for the encoder; the bytes of a TorchScript file change with
-    the order in which a process exported its modules.
-    """
-    digest = hashlib.sha256(f"top {top_k}".encode())
-    for tensor in (embeddings, dataset.train_images, dataset.train_labels, dataset.test_images):
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()[:12]
+def _trained_folder(output_dir: Path) -> Path:
+    return output_dir / ".build" / "trained"
 
 
-def _write_configs(folder: Path, build_id: str, embedding_dim: int, top_k: int) -> None:
-    warmup_dims = {
-        contract.IMAGE_ENCODER: (3, 28, 28),
-        contract.VECTOR_SIMILARITY: (embedding_dim,),
+def _recipe(options: argparse.Namespace, dataset: Dataset) -> str:
+    """Digest of all that decides about the encoder: options, images, packages and code."""
+    keys = ("encoder", "epochs", "seed", "limit", "weights")
+    digest = hashlib.sha256(json.dumps({key: str(getattr(options, key)) for key in keys}).encode())
+    digest.update(f"{torch.__version__} {dataset.name}".encode())
+    for image in dataset.gallery:
+        digest.update(image.pixels.tobytes())
+    package = Path(reverse_image_search.__path__[0])
+    for room in ("encoders", "training"):
+        for path in sorted((package / room).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _example_batches(dataset: Dataset) -> Iterator[torch.Tensor]:
+    """The first images, those of one size in one batch: (n, 3, height, width)."""
+    first = [dataset.gallery[i].pixels for i in range(min(_CHECKED_IMAGES, len(dataset.gallery)))]
+    for shape in sorted({image.shape for image in first}):
+        yield to_pixels(np.stack([image for image in first if image.shape == shape]))
+
+
+def _gallery_images(images: Sequence[LabeledImage]) -> Iterator[GalleryImage]:
+    for position, image in enumerate(images):
+        height, width = image.pixels.shape[:2]
+        yield GalleryImage(
+            id=position,
+            source=image.source,
+            label=image.label,
+            width=width,
+            height=height,
+            sha256=hashlib.sha256(image.pixels.tobytes()).digest(),
+            thumbnail=make_thumbnail(image.pixels),
+        )
+
+
+def _write_configs(
+    folder: Path, metadata: GalleryMetadata, embedding_dim: int, top_k: int, index_platform: str
+) -> None:
+    encoder_id = {contract.ENCODER_ID_PARAMETER: metadata.encoder_id}
+    identity = {**encoder_id, contract.GALLERY_ID_PARAMETER: metadata.gallery_id}
+    sizes = {"embedding_dim": embedding_dim, "top_k": top_k}
+    input_dims = (3, metadata.encoder_height, metadata.encoder_width)
+    configs = {
+        contract.IMAGE_ENCODER: model_config(
+            contract.IMAGE_ENCODER, **sizes, example_dims=input_dims, parameters=encoder_id
+        ),
+        contract.VECTOR_SIMILARITY: model_config(
+            contract.VECTOR_SIMILARITY,
+            **sizes,
+            example_dims=(embedding_dim,),
+            parameters=identity,
+            platform=index_platform,
+        ),
     }
-    for model, dims in warmup_dims.items():
-        text = model_config(model, build_id, embedding_dim, top_k, dims)
-        (folder / "model_repo" / model.name / "config.pbtxt").write_text(text)
-    ensemble = folder / "ensemble_repo" / contract.IMAGE_SEARCH.name
-    (ensemble / "1").mkdir(parents=True)  # Triton wants a version, though it holds no file
-    (ensemble / "config.pbtxt").write_text(ensemble_config(build_id, embedding_dim, top_k))
+    for model, text in configs.items():
+        layout.config_file(folder / layout.MODEL_REPO, model.name).write_text(text)
+    ensemble_repo = folder / layout.ENSEMBLE_REPO
+    # Triton wants a version folder, although it holds no file.
+    layout.version_folder(ensemble_repo, contract.IMAGE_SEARCH.name).mkdir(parents=True)
+    config = layout.config_file(ensemble_repo, contract.IMAGE_SEARCH.name)
+    config.write_text(ensemble_config(embedding_dim, top_k, identity))
 
 
-def _gallery_of(dataset: Dataset, build_id: str) -> Gallery:
-    return Gallery(
-        build_id,
-        dataset.name,
-        dataset.class_names,
-        dataset.train_images.numpy(),
-        dataset.train_labels.numpy(),
-        dataset.test_images.numpy(),
-        dataset.test_labels.numpy(),
-    )
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -196,103 +224,65 @@ def _step(name: str) -> Iterator[None]:
 
 
 def _print_summary(
-    folder: Path, build_id: str, embeddings: Tensor, score: dict[str, float]
+    folder: Path, metadata: GalleryMetadata, embeddings: np.ndarray, score: dict[str, float]
 ) -> None:
     count, dims = embeddings.shape
-    print(f"\nbuild {build_id}: {count:,} images, {dims} dimensions")
     print(
-        f"  same kind: P@1 {score['precision_at_1']:.3f}, P@20 {score['precision_at_20']:.3f}, "
-        f"mAP {score['map']:.3f}"
+        f"\ngallery {metadata.gallery_id}, encoder {metadata.encoder_id}: "
+        f"{count:,} images, {dims} dimensions"
     )
+    if "map" in score:
+        print(
+            f"  same category: P@1 {score['precision_at_1']:.3f}, "
+            f"P@20 {score['precision_at_20']:.3f}, mAP {score['map']:.3f}"
+        )
     print(
-        f"  same item: R@1 {score['recall_at_1']:.3f}, R@20 {score['recall_at_20']:.3f} "
+        f"  perturbed copies: R@1 {score['recall_at_1']:.3f}, R@20 {score['recall_at_20']:.3f} "
         "(a sample; evaluate.sh measures all)"
     )
-    for path in sorted((folder / "model_repo").rglob("*.*")):
+    for path in sorted((folder / layout.MODEL_REPO).rglob("*.*")):
         print(f"  {path.relative_to(folder)}  {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    root = layout.REPOSITORY_ROOT
     parser = argparse.ArgumentParser(
         prog="build_models.sh",
-        description="Train the image encoder, embed the gallery and export both models for Triton.",
+        description="Make the image encoder, embed the gallery and export both models for Triton.",
     )
-    parser.add_argument(
-        "--limit", type=_positive, metavar="N", help="train on and index only the first N images"
-    )
-    parser.add_argument(
-        "--epochs",
-        type=_positive,
-        metavar="N",
-        help=f"passes over the images (default {DEFAULT_EPOCHS})",
-    )
-    parser.add_argument(
-        "--top-k",
-        type=_positive,
-        default=100,
-        metavar="K",
-        help="neighbours that the server returns (default 100)",
-    )
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        default=REPOSITORY_ROOT / "data",
-        metavar="DIR",
-        help="where the dataset is or goes (default data/)",
-    )
-    parser.add_argument(
-        "--output-dir",
-        type=Path,
-        default=REPOSITORY_ROOT,
-        metavar="DIR",
-        help="where model_repo/ and gallery/ go (default: OUTPUT_DIR of .env)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
-    parser.add_argument(
-        "--quality",
-        action="store_true",
-        help=f"train {ENSEMBLE_SIZE} encoders and serve them as one: {ENSEMBLE_SIZE} times the "
-        "training and the work for a query's embedding",
-    )
-    parser.add_argument(
-        "--encoder",
-        choices=(_OWN_ENCODER, *PRETRAINED_ENCODERS),
-        default=_OWN_ENCODER,
-        help="fashion (default: trained here) or one with ImageNet weights",
-    )
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="weights for a pretrained encoder, instead of torchvision's download",
-    )
-    parser.add_argument(
-        "--no-floor",
-        action="store_true",
-        help="publish a full build even when its search quality is too low",
-    )
+    add = parser.add_argument
+    add("--limit", type=_positive, metavar="N", help="use only the first N images of the gallery")
+    add("--epochs", type=_positive, metavar="N", help="passes over the images (default: encoder's)")
+    add("--top-k", type=_positive, default=100, metavar="K", help="neighbors served (default 100)")
+    add("--data-dir", type=Path, default=root / "data", metavar="DIR", help="of the dataset")
+    add("--output-dir", type=Path, default=root, metavar="DIR", help="for models and gallery")
+    add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+    add("--dataset", choices=DATASETS, default=next(iter(DATASETS)), help="source of the images")
+    add("--encoder", choices=ENCODERS, help="default: the one that suits the dataset")
+    add("--index", choices=INDEXES, default=next(iter(INDEXES)), help="kind of vector search")
+    add("--quality", action="store_true", help="take the encoder's better, slower variant")
+    add("--weights", type=Path, metavar="FILE", help="weights of a pretrained encoder")
+    add("--no-floor", action="store_true", help="publish even when the search quality is too low")
     options = parser.parse_args(arguments)
-    if options.weights and options.encoder == _OWN_ENCODER:
-        parser.error("--weights belongs to a pretrained encoder: name it with --encoder")
-    if options.quality and options.encoder != _OWN_ENCODER:
-        parser.error("--quality trains encoders: a pretrained one takes no part in it")
-    # A short or small build is not expected to be good, nor an encoder for other pictures.
-    options.judged = not (
-        options.no_floor or options.limit or options.epochs or options.encoder != _OWN_ENCODER
-    )
-    if options.epochs is None:
-        options.epochs = DEFAULT_EPOCHS
+    options.encoder = options.encoder or DATASETS[options.dataset].default_encoder
+    if options.quality:
+        variant = ENCODERS[options.encoder].quality_variant
+        if not variant:
+            parser.error(f"--quality: the encoder {options.encoder} has no better variant")
+        options.encoder = variant
+    spec = ENCODERS[options.encoder]
+    if options.weights and spec.default_epochs:
+        parser.error("--weights is for a pretrained encoder: name one with --encoder")
+    # A short or small build is not expected to be good.
+    options.gated = not (options.no_floor or options.limit or options.epochs)
+    options.epochs = options.epochs or spec.default_epochs
     return options
 
 
 def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
 
 
 if __name__ == "__main__":

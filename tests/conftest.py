@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reverse_image_search import layout
 from reverse_image_search.client.client import Client
-from reverse_image_search.gallery import Gallery, open_gallery
+from reverse_image_search.gallery import Gallery
 from tests.running import (
     BUILD_TIMEOUT,
     REPO_ROOT,
@@ -73,7 +74,8 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def fashion_mnist(data_dir: Path):
     """All of Fashion-MNIST, fetched by the project's own loader."""
-    from reverse_image_search.datasets.fashion_mnist import DatasetError, load_fashion_mnist
+    from reverse_image_search.datasets import DatasetError
+    from reverse_image_search.datasets.fashion_mnist import load_fashion_mnist
 
     try:
         return load_fashion_mnist(data_dir)
@@ -160,13 +162,13 @@ def client(triton: Triton) -> Client:
 @pytest.fixture(scope="session")
 def gallery(small_build: Path) -> Gallery:
     """The small build's gallery."""
-    return open_gallery(small_build / "gallery")
+    return Gallery(layout.gallery_file(small_build))
 
 
 @pytest.fixture(scope="session")
 def gallery_embeddings(client: Client, gallery: Gallery) -> np.ndarray:
     """(N, D) float32 embeddings of the gallery, as the served encoder gives them: for oracles."""
-    return client.embed(gallery.images)
+    return client.embed([image.pixels for image in gallery.images(gallery.ids())])
 
 
 @pytest.fixture(scope="session")

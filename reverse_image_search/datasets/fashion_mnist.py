@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao et al. 2017, https://arxiv.org/abs/1708.07747), from wherever it is."""
+"""Fashion-MNIST (Xiao et al. 2017, https://arxiv.org/abs/1708.07747): 28 x 28 grayscale."""
 
 import gzip
 import hashlib
@@ -7,13 +7,13 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
 from torchvision.datasets import FashionMNIST
+
+from reverse_image_search.datasets.dataset import Dataset, DatasetError, LabeledImage
 
 # SHA-256 of the four extracted files as Zalando published them. torchvision checks the sums of
 # the compressed files only, and of those only when it downloads them itself.
@@ -28,34 +28,32 @@ _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _DOWNLOAD_TIMEOUT = 30  # seconds without a byte
 
 
-class DatasetError(Exception):
-    """The dataset is damaged or cannot be had; the message says what to do."""
+class _Split(Sequence[LabeledImage]):
+    """The first images of ``train`` or ``test``."""
 
+    def __init__(self, split: str, mnist: FashionMNIST, limit: int | None = None) -> None:
+        self._split = split
+        self._class_names = mnist.classes
+        self._images = mnist.data[:limit].numpy()  # (N, 28, 28) uint8
+        self._labels = mnist.targets[:limit].tolist()
 
-@dataclass(frozen=True)
-class Dataset:
-    """Images and labels: `train` fills the gallery, `test` gives the queries.
+    def __len__(self) -> int:
+        return len(self._images)
 
-    Attributes
-    ----------
-    train_images, test_images : (N, 28, 28) uint8, light on dark
-    train_labels, test_labels : (N,) int64, indices into `class_names`
-    """
-
-    name: str
-    class_names: list[str]
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
+    def __getitem__(self, index):
+        return LabeledImage(
+            self._images[index],
+            f"Fashion-MNIST {self._split} #{index}",
+            self._class_names[self._labels[index]],
+        )
 
 
 def load_fashion_mnist(data_dir: Path, limit: int | None = None) -> Dataset:
-    """Load Fashion-MNIST: 60,000 training and 10,000 test images in 10 classes.
+    """Load Fashion-MNIST: a gallery of 60,000 training images, and 10,000 test images as queries.
 
-    Looks, in this order, for the extracted files under ``data_dir/FashionMNIST/raw``, for
-    Debian's package of the dataset, for torchvision's download, and for that package through
-    ``apt-get download``, which needs no root.
+    Looks for the extracted files under ``data_dir/FashionMNIST/raw``, then for the installed
+    Debian package, then tries torchvision's download, then ``apt-get download``, which needs no
+    root.
 
     Parameters
     ----------
@@ -64,7 +62,7 @@ def load_fashion_mnist(data_dir: Path, limit: int | None = None) -> Dataset:
 
     Raises
     ------
-    DatasetError : no way led to the dataset, or a file of it is not Fashion-MNIST's
+    DatasetError : the dataset cannot be found or fetched, or one of its files is damaged
     """
     raw = data_dir / "FashionMNIST" / "raw"
     if not all((raw / name).exists() for name in _SHA256):
@@ -75,11 +73,10 @@ def load_fashion_mnist(data_dir: Path, limit: int | None = None) -> Dataset:
     test = FashionMNIST(data_dir, train=False)
     return Dataset(
         "Fashion-MNIST",
-        list(train.classes),
-        train.data[:limit],
-        train.targets[:limit],
-        test.data,
-        test.targets,
+        gallery=_Split("train", train, limit),
+        queries=_Split("test", test),
+        class_names=list(train.classes),
+        shows_objects_on_black=True,
     )
 
 
@@ -111,13 +108,13 @@ def _check(path: Path, sha256: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise DatasetError(
-            f"{path} is not the file of Fashion-MNIST (truncated, damaged or foreign: "
-            f"{path.stat().st_size} bytes). Delete it and build again; it is then fetched anew."
+            f"{path} is damaged or not a Fashion-MNIST file ({path.stat().st_size} bytes, wrong "
+            "SHA-256). Delete it and build again, which fetches it anew."
         )
 
 
 def _extract(folder: Path, raw: Path) -> None:
-    """Unpack the four .gz files of `folder` into `raw`, each at once or not at all."""
+    """Unpack the four .gz files of `folder` into `raw`, each atomically."""
     raw.mkdir(parents=True, exist_ok=True)
     for name in _SHA256:
         part = raw / f"{name}.part"

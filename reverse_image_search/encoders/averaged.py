@@ -1,51 +1,93 @@
-"""Several image encoders as one: what the `--quality` build serves."""
+"""The `fashion_averaged` encoder: several fashion encoders as one, for `--quality`."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reverse_image_search.encoders.fashion import ImageEncoder, join_parts
+from reverse_image_search.datasets import Dataset
+from reverse_image_search.encoders.fashion import (
+    WHITENING_IMAGES,
+    FashionEncoder,
+    join_parts,
+    train_one,
+    training_tensors,
+)
+from reverse_image_search.encoders.spec import TrainingOptions
+from reverse_image_search.training.train import half_whitening
+
+NUM_ENCODERS = 3
 
 
-class EncoderEnsemble(nn.Module):
-    """Encoders that were trained alike from different seeds err on different images.
+class AveragedEncoder(nn.Module):
+    """Average encoders that were trained alike from different seeds: their errors differ.
 
-    Their class probabilities are averaged. Their instance vectors are joined and brought down to
+    Class probabilities are averaged. Instance embeddings are concatenated and reduced to
     `instance_dims` dimensions, as several vocabularies of one image are in Jegou and Chum 2012,
     "Negative evidences and co-occurences in image retrieval".
 
     Parameters
     ----------
-    encoders : of equal classes
+    encoders : with the same classes
     instance_dims : dimensions of the instance part of the embedding; with ten classes 128 in all
     class_weight : share of the class part, 0 to 1 (see `join_parts`)
     """
 
     def __init__(
-        self, encoders: list[ImageEncoder], instance_dims: int = 118, class_weight: float = 0.9
+        self, encoders: list[FashionEncoder], instance_dims: int = 118, class_weight: float = 0.9
     ):
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
         self.class_weight = class_weight
         self.embedding_dim = encoders[0].num_classes + instance_dims
-        joined_dims = sum(encoder.instance_dims for encoder in encoders)
-        self.projection = nn.Linear(joined_dims, instance_dims, bias=False)
+        concatenated_dims = sum(encoder.instance_dims for encoder in encoders)
+        self.projection = nn.Linear(concatenated_dims, instance_dims, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed RGB images of any size, as `ImageEncoder.forward` does."""
-        probabilities, vectors = self.look_both_ways(self.encoders[0].prepare(images))
-        return join_parts(probabilities, F.normalize(self.projection(vectors)), self.class_weight)
+        """Embed RGB images of any size, as `FashionEncoder.forward` does."""
+        probabilities, embeddings = self.flip_averaged_heads(self.encoders[0].preprocess(images))
+        return join_parts(
+            probabilities, F.normalize(self.projection(embeddings)), self.class_weight
+        )
 
-    def look_both_ways(self, grey: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of the encoders' class probabilities, and their instance vectors side by side.
+    def flip_averaged_heads(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean class probabilities, and instance embeddings side by side, not projected yet.
 
-        (batch, 1, 28, 28) grey, 0 to 1 -> (batch, num_classes) and (batch, sum of the encoders'
-        instance_dims), the latter not projected yet
+        (batch, 1, 28, 28) grayscale, 0 to 1 -> (batch, num_classes) and (batch, sum of the
+        encoders' instance_dims)
         """
-        probabilities: list[Tensor] = []  # TorchScript wants the type
-        vectors: list[Tensor] = []
+        probabilities: list[Tensor] = []  # TorchScript needs the type
+        embeddings: list[Tensor] = []
         for encoder in self.encoders:
-            own_probabilities, own_vectors = encoder.look_both_ways(grey)
+            own_probabilities, own_embeddings = encoder.flip_averaged_heads(images)
             probabilities.append(own_probabilities)
-            vectors.append(own_vectors)
-        return torch.stack(probabilities).mean(dim=0), torch.cat(vectors, dim=1)
+            embeddings.append(own_embeddings)
+        return torch.stack(probabilities).mean(dim=0), torch.cat(embeddings, dim=1)
+
+
+def train_averaged_encoder(dataset: Dataset, options: TrainingOptions) -> AveragedEncoder:
+    """Train several encoders as `train_fashion_encoder` does one, from seeds of their own.
+
+    Returns
+    -------
+    AveragedEncoder in evaluation mode, on the CPU, its concatenated embeddings half whitened
+    """
+    images, labels = training_tensors(dataset)
+    encoders = [
+        train_one(
+            images,
+            labels,
+            options.epochs,
+            options.seed * NUM_ENCODERS + member,
+            f"training {member + 1} of {NUM_ENCODERS}",
+        )
+        for member in range(NUM_ENCODERS)
+    ]
+    averaged = AveragedEncoder(encoders).eval().to(images.device)
+    pixels = images[:WHITENING_IMAGES].unsqueeze(1) / 255
+    with torch.no_grad():
+        embeddings = torch.cat(
+            [averaged.flip_averaged_heads(part)[1] for part in pixels.split(500)]
+        )
+        whitening = half_whitening(embeddings, averaged.projection.out_features)
+        averaged.projection.weight.copy_(whitening)
+    return averaged.to("cpu")

@@ -1,31 +1,58 @@
-"""Images into embeddings, many at a time."""
+"""Embed many images with an encoder."""
 
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 
 def embed_images(
-    encoder: nn.Module, images: Tensor, batch_size: int = 500, progress: bool = False
-) -> Tensor:
-    """Embed grey images with an image encoder of the tensor contract.
+    encoder: nn.Module,
+    images: Sequence[np.ndarray] | np.ndarray,
+    batch_size: int = 500,
+    progress: bool = False,
+) -> np.ndarray:
+    """Embed images of any sizes; images of one size in a row share a batch.
 
     Parameters
     ----------
     encoder : (batch, 3, height, width) float32 -> (batch, D) float32
-    images : (N, height, width) uint8
+    images : each (height, width) or (height, width, 3) uint8
 
     Returns
     -------
-    (N, D) float32 embeddings of unit length
+    (N, D) float32
     """
-    batches = tqdm(
-        images.split(batch_size), "embed", unit=" batches", disable=not progress, leave=False
-    )
-    with torch.inference_mode():
-        return torch.cat([encoder(to_pixels(batch)) for batch in batches])
+    bar = tqdm(total=len(images), desc="embed", unit=" images", disable=not progress, leave=False)
+    embeddings = []
+    with torch.inference_mode(), bar:
+        for batch in _batches(images, batch_size):
+            embeddings.append(encoder(to_pixels(np.stack(batch))).numpy())
+            bar.update(len(batch))
+    return np.concatenate(embeddings)
 
 
-def to_pixels(images: Tensor) -> Tensor:
-    """Grey uint8 images (N, height, width) as the contract's (N, 3, height, width), 0 to 1."""
-    return images[:, None].expand(-1, 3, -1, -1).to(torch.float32) / 255
+def to_pixels(images: np.ndarray) -> Tensor:
+    """Images as the tensor contract has them.
+
+    (N, height, width) or (N, height, width, 3) uint8 -> (N, 3, height, width) float32, 0 to 1
+    """
+    pixels = torch.from_numpy(np.array(images)).to(torch.float32) / 255
+    if images.ndim == 3:
+        return pixels[:, None].expand(-1, 3, -1, -1)
+    return pixels.permute(0, 3, 1, 2)
+
+
+def _batches(images: Iterable[np.ndarray], batch_size: int) -> Iterator[list[np.ndarray]]:
+    for _shape, same_shape in groupby(images, key=np.shape):
+        batch: list[np.ndarray] = []
+        for image in same_shape:
+            batch.append(image)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch

@@ -1,28 +1,34 @@
-"""The image encoder: a small residual network with two heads, pixels in, unit vectors out.
+"""The `fashion` encoder: a small residual network with two heads, trained here.
 
-The *class* head says what kind of thing the image shows, the *instance* head tells this image
-from all others and stays the same when the image is moved, turned or mirrored. One embedding
-holds both, so that one cosine search finds images of the same kind and, among them, the image.
+The *class* head predicts the category of the image, the *instance* head separates this image from
+all others and is invariant to shifts, rotations and flips. One embedding holds both, so that one
+cosine search finds images of the same category and, among them, copies of the same image.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reverse_image_search.datasets import Dataset
+from reverse_image_search.encoders.spec import EncoderError, TrainingOptions
+from reverse_image_search.training.train import half_whitening, train_two_heads
+
 IMAGE_SIZE = 28  # pixels; every image is resized to this many rows and columns
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue: ITU-R BT.601, as Pillow's "L" mode
 PIXEL_MEAN, PIXEL_STD = 0.286, 0.353  # of the 60,000 training images, pixels 0 to 1
+WHITENING_IMAGES = 6_000  # whose instance embeddings the whitening is computed from
 
 
-class ImageEncoder(nn.Module):
+class FashionEncoder(nn.Module):
     """Residual network of seven convolutions, after David Page's ResNet-9.
 
-    The first layer looks at blocks of 2 x 2 pixels, so nothing runs at the full resolution, where
-    most of a ResNet-9's time goes (https://myrtle.ai/learn/how-to-train-your-resnet/).
+    The first layer takes blocks of 2 x 2 pixels, so nothing runs at full resolution, where a
+    ResNet-9 spends most of its time (https://myrtle.ai/learn/how-to-train-your-resnet/).
 
     Parameters
     ----------
-    num_classes : kinds of image that the class head tells apart
+    num_classes : outputs of the class head
     width : channels of the first convolution; the last has four times as many
     instance_dims : dimensions of the instance part of the embedding
     class_weight : share of the class part, 0 to 1 (see `join_parts`)
@@ -66,50 +72,59 @@ class ImageEncoder(nn.Module):
 
         Returns
         -------
-        (batch, embedding_dim) float32, unit length; the same for an image and its mirror image
+        (batch, embedding_dim) float32, unit length; equal for an image and its mirror image
         """
-        probabilities, vectors = self.look_both_ways(self.prepare(images))
-        return join_parts(probabilities, vectors, self.class_weight)
+        probabilities, instance_embeddings = self.flip_averaged_heads(self.preprocess(images))
+        return join_parts(probabilities, instance_embeddings, self.class_weight)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """(batch, 3, height, width) RGB -> (batch, 1, 28, 28) grey, 0 to 1."""
+    def preprocess(self, images: Tensor) -> Tensor:
+        """(batch, 3, height, width) RGB -> (batch, 1, 28, 28) grayscale, 0 to 1."""
         images = torch.nan_to_num(images, nan=0.0).clamp(0.0, 1.0)
-        grey = (self.luma * images).sum(dim=1, keepdim=True)
-        # Leaves pixels as they are when the image has the right size already.
+        grayscale = (self.luma * images).sum(dim=1, keepdim=True)
+        # The identity for images that have this size already.
         return F.interpolate(
-            grey, self.image_size, mode="bilinear", antialias=True, align_corners=False
+            grayscale, self.image_size, mode="bilinear", antialias=True, align_corners=False
         )
 
-    def look_both_ways(self, grey: Tensor) -> tuple[Tensor, Tensor]:
-        """What both heads say of the mean of an image's features and its mirror image's.
+    def flip_averaged_heads(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Both heads on features averaged over an image and its mirror image.
 
-        (batch, 1, 28, 28) grey, 0 to 1 -> class probabilities (batch, num_classes) and unit
-        vectors (batch, instance_dims), as `join_parts` takes them
+        This is flip test-time augmentation.
+
+        Parameters
+        ----------
+        images : (batch, 1, 28, 28) grayscale, 0 to 1
+
+        Returns
+        -------
+        class probabilities (batch, num_classes) and instance embeddings (batch, instance_dims),
+        unit length
         """
-        one_way, other_way = self.features(torch.cat([grey, grey.flip(3)])).chunk(2)
-        features = (one_way + other_way) / 2
-        return self.class_head(features).softmax(dim=1), self.describe(features)
+        features, flipped_features = self.features(torch.cat([images, images.flip(3)])).chunk(2)
+        features = (features + flipped_features) / 2
+        return self.class_head(features).softmax(dim=1), self.instance_embedding(features)
 
-    def features(self, grey: Tensor) -> Tensor:
-        """(batch, 1, 28, 28) grey, 0 to 1 -> (batch, 8 * width), average and maximum over space."""
-        maps = self.backbone((grey - self.pixel_mean) / self.pixel_std)
+    def features(self, images: Tensor) -> Tensor:
+        """(batch, 1, 28, 28) grayscale, 0 to 1 -> (batch, 8 * width): average and max pooling."""
+        maps = self.backbone((images - self.pixel_mean) / self.pixel_std)
         return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
 
-    def describe(self, features: Tensor) -> Tensor:
-        """Unit vectors (batch, instance_dims): near each other for copies of one image."""
+    def instance_embedding(self, features: Tensor) -> Tensor:
+        """Unit vectors (batch, instance_dims), close together for copies of one image."""
         return F.normalize(self.instance_head(features))
 
 
-def join_parts(probabilities: Tensor, vectors: Tensor, class_weight: float) -> Tensor:
-    """Put class probabilities and instance vectors side by side, at unit length.
+def join_parts(probabilities: Tensor, instance_embeddings: Tensor, class_weight: float) -> Tensor:
+    """Concatenate class probabilities and instance embeddings at unit length.
 
-    The product of two class parts is about the probability that both images are of the same
-    class. The less sure the class, the shorter its part, and the more the instance part says.
+    The dot product of two class parts approximates the probability that both images are of the
+    same class. The less certain the class, the shorter its part, and the more the instance part
+    counts.
 
     Parameters
     ----------
     probabilities : (batch, num_classes)
-    vectors : (batch, instance_dims), unit length
+    instance_embeddings : (batch, instance_dims), unit length
     class_weight : length of the class part where the class is certain, 0 to 1
 
     Returns
@@ -118,7 +133,65 @@ def join_parts(probabilities: Tensor, vectors: Tensor, class_weight: float) -> T
     """
     class_part = class_weight * probabilities
     rest = (1 - class_part.square().sum(dim=1, keepdim=True)).sqrt()
-    return torch.cat([class_part, rest * vectors], dim=1)
+    return torch.cat([class_part, rest * instance_embeddings], dim=1)
+
+
+def train_fashion_encoder(dataset: Dataset, options: TrainingOptions) -> FashionEncoder:
+    """Train on the gallery of a labeled dataset of 28 x 28 grayscale images.
+
+    Returns
+    -------
+    FashionEncoder in evaluation mode, on the CPU, float32; the same for the same seed and machine
+
+    Raises
+    ------
+    EncoderError : the dataset has no labels, or images of another size
+    """
+    images, labels = training_tensors(dataset)
+    encoder = train_one(images, labels, options.epochs, options.seed)
+    pixels = images[:WHITENING_IMAGES].unsqueeze(1) / 255
+    with torch.no_grad():
+        embeddings = torch.cat(
+            [encoder.instance_embedding(encoder.features(part)) for part in pixels.split(500)]
+        )
+        linear, _folded_norm = encoder.instance_head
+        whitening = half_whitening(embeddings, encoder.instance_dims)
+        linear.weight.copy_(whitening @ linear.weight)
+        linear.bias.copy_(whitening @ linear.bias)
+    return encoder.to("cpu")
+
+
+def train_one(
+    images: Tensor, labels: Tensor, epochs: int, seed: int, description: str = "training"
+) -> FashionEncoder:
+    """One encoder, its instance embeddings not whitened yet, on the device of `images`."""
+    num_classes = int(labels.max()) + 1
+    return train_two_heads(
+        lambda: FashionEncoder(num_classes), images, labels, epochs, seed, description
+    )
+
+
+def training_tensors(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Images (N, 28, 28) uint8 and class indices (N,) int64, on the GPU where there is one.
+
+    Raises
+    ------
+    EncoderError : the dataset has no labels, or images of another size
+    """
+    samples = list(dataset.gallery)
+    if not samples or any(
+        sample.label is None or sample.pixels.shape != (IMAGE_SIZE, IMAGE_SIZE)
+        for sample in samples
+    ):
+        raise EncoderError(
+            f"the fashion encoder is trained on labeled {IMAGE_SIZE} x {IMAGE_SIZE} grayscale "
+            f"images, which {dataset.name} does not have. Name a pretrained one with --encoder"
+        )
+    class_index = {name: index for index, name in enumerate(dataset.class_names)}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
+    labels = torch.tensor([class_index[sample.label] for sample in samples])
+    return images.to(device), labels.to(device)
 
 
 class _CosineClassifier(nn.Module):
@@ -129,7 +202,6 @@ class _CosineClassifier(nn.Module):
     def __init__(self, in_features: int, num_classes: int, dims: int = 64, scale: float = 6.0):
         super().__init__()
         self.scale = scale
-        # The hidden layer raised mAP and R@1; one in the instance head as well lowered R@1.
         self.projection = nn.Sequential(
             nn.Linear(in_features, in_features, bias=False),
             nn.BatchNorm1d(in_features),

@@ -1,7 +1,4 @@
-"""Encoders trained by others, for photos of anything: ImageNet networks from torchvision.
-
-They answer the same tensor contract as our own encoder, preprocessing included.
-"""
+"""Penultimate-layer features of torchvision's ImageNet classifiers."""
 
 from pathlib import Path
 
@@ -10,6 +7,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from reverse_image_search.datasets import Dataset
+from reverse_image_search.encoders.spec import EncoderError, TrainingOptions
 from reverse_image_search.layout import BUILD_COMMAND
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue, of pixels from 0 to 1
@@ -17,12 +16,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET_SIDE = 224  # pixels, rows and columns
 
 
-class PretrainedEncoderError(Exception):
-    """The weights could not be had; the message says what to do."""
-
-
 class PretrainedEncoder(nn.Module):
-    """A classifier without its last layer: what the network sees just before it names a class.
+    """A classifier without its last layer, its preprocessing included.
 
     Parameters
     ----------
@@ -55,35 +50,19 @@ class PretrainedEncoder(nn.Module):
         return F.normalize(self.backbone((images - self.mean) / self.std))
 
 
-def load_pretrained_encoder(name: str, weights_file: Path | None = None) -> PretrainedEncoder:
-    """Make a pretrained encoder, ready to export.
-
-    Parameters
-    ----------
-    name : one of `PRETRAINED_ENCODERS`
-    weights_file : a state dict of torchvision's model of that name; by default torchvision
-        downloads its own, trained on ImageNet
-
-    Returns
-    -------
-    PretrainedEncoder in evaluation mode, float32
+def load_resnet18(_dataset: Dataset, options: TrainingOptions) -> PretrainedEncoder:
+    """ResNet-18 (He et al. 2016), with torchvision's weights or those of a file.
 
     Raises
     ------
-    ValueError : no encoder of that name
-    PretrainedEncoderError : the weights cannot be downloaded, read, or do not fit
+    EncoderError : the weights cannot be downloaded or read, or do not fit
     """
-    if name not in PRETRAINED_ENCODERS:
-        raise ValueError(f"no encoder {name!r}; there are {', '.join(PRETRAINED_ENCODERS)}")
-    network = torchvision.models.get_model(name, weights=None)
-    network.load_state_dict(_load_weights(name, weights_file, network.state_dict()))
+    network = torchvision.models.resnet18(weights=None)
+    weights = _load_weights("resnet18", options.weights_file, network.state_dict())
+    network.load_state_dict(weights)
     embedding_dim = network.fc.in_features
     network.fc = nn.Identity()
     return PretrainedEncoder(network, embedding_dim).eval()
-
-
-# Networks of torchvision whose last layer is called `fc`.
-PRETRAINED_ENCODERS = ("resnet18",)
 
 
 def _load_weights(
@@ -94,17 +73,17 @@ def _load_weights(
         try:
             return published.get_state_dict(progress=True, check_hash=True)
         except (OSError, RuntimeError) as error:
-            raise PretrainedEncoderError(
+            raise EncoderError(
                 f"the weights of {name} could not be downloaded from {published.url} ({error}). "
-                f"Fetch that file elsewhere and name it: {BUILD_COMMAND} --encoder {name} "
+                f"Download that file elsewhere and name it: {BUILD_COMMAND} --encoder {name} "
                 "--weights FILE"
             ) from error
     try:
         weights = torch.load(weights_file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise PretrainedEncoderError(f"there is no file {weights_file}") from error
-    except Exception as error:  # torch.load tells of a bad file in many ways
-        raise PretrainedEncoderError(
+        raise EncoderError(f"there is no file {weights_file}") from error
+    except Exception as error:  # torch.load reports a bad file by many exceptions
+        raise EncoderError(
             f"{weights_file} cannot be read as weights ({type(error).__name__}). It must be a "
             f"state dict of torchvision's {name}, saved with torch.save"
         ) from error
@@ -112,7 +91,7 @@ def _load_weights(
     if not isinstance(weights, dict) or shapes != {
         key: getattr(value, "shape", None) for key, value in weights.items()
     }:
-        raise PretrainedEncoderError(
+        raise EncoderError(
             f"{weights_file} does not hold the weights of torchvision's {name}: names or shapes "
             "of its tensors differ"
         )

@@ -1,54 +1,60 @@
-"""Disturbed copies of gallery images, to ask the search for their originals.
+"""Perturbed copies of gallery images, for instance-level retrieval.
 
-The ranges are fixed: they are part of what a recall here means.
+The ranges are fixed: they are part of the definition of the recall.
 """
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+from reverse_image_search.training.augmentation import affine_warp
 
 MAX_SHIFT = 0.14  # of the side, in both directions
 MAX_ROTATION = 10.0  # degrees
 MAX_SCALE = 0.1  # zoom from 0.9 to 1.1
-MAX_CONTRAST = 0.2  # brightness is multiplied by 0.8 to 1.2 ...
-MAX_BRIGHTNESS = 0.05  # ... and moved by up to this much of white
+MAX_CONTRAST = 0.2  # pixels are multiplied by 0.8 to 1.2 ...
+MAX_BRIGHTNESS = 0.05  # ... and shifted by up to this much of white
 NOISE = 0.03  # standard deviation, of white
 JPEG_QUALITY = 50
 CROP = 0.8  # of the side; the copy is that much smaller
 OCCLUSION = 8  # pixels, the side of a square of one random grey
 
-# The kind that the goals speak of: shift, rotation, scale, mirror, brightness and noise together.
+# Shift, rotation, scale, flip, brightness and noise together: what the quality gate measures.
 ALL = "all"
 
 
-def make_copies(images: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:
-    """Draw one copy of each image.
+def make_copies(images: Sequence[np.ndarray] | np.ndarray, kind: str, seed: int = 0):
+    """Draw one perturbed copy of each image.
 
     Parameters
     ----------
-    images : (n, height, width) uint8, on a black background
+    images : each (height, width) or (height, width, 3) uint8
     kind : one of `KINDS`
 
     Returns
     -------
-    (n, height, width) uint8; smaller for ``crop``
+    (n, height, width[, 3]) uint8 where all images have one shape, else a list; smaller for
+    ``crop``
 
     Raises
     ------
-    ValueError : no such kind
+    ValueError : unknown kind
     """
     if kind not in _MAKERS:
-        raise ValueError(f"there is no copy called {kind!r}; there are {', '.join(_MAKERS)}")
+        raise ValueError(f"unknown kind of copy {kind!r}; there are {', '.join(_MAKERS)}")
+    if len({image.shape for image in images}) > 1:
+        return [make_copies(image[None], kind, seed + i)[0] for i, image in enumerate(images)]
     generator = torch.Generator().manual_seed(seed)
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).unsqueeze(1) / 255  # (n, 1, h, w)
-    copies = _MAKERS[kind](pixels, generator).clamp(0, 1)
-    return (copies.squeeze(1) * 255).round().to(torch.uint8).numpy()
+    pixels = torch.from_numpy(np.stack(list(images))) / 255
+    is_grayscale = pixels.ndim == 3
+    pixels = pixels.unsqueeze(1) if is_grayscale else pixels.permute(0, 3, 1, 2)  # (n, c, h, w)
+    copies = (_MAKERS[kind](pixels, generator).clamp(0, 1) * 255).round().to(torch.uint8)
+    return (copies.squeeze(1) if is_grayscale else copies.permute(0, 2, 3, 1)).numpy()
 
 
 def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -63,7 +69,7 @@ def _scale(images: Tensor, generator: torch.Generator) -> Tensor:
     return _warp(images, generator, scale=MAX_SCALE)
 
 
-def _mirror(images: Tensor, generator: torch.Generator) -> Tensor:
+def _flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return images.flip(3)
 
 
@@ -93,10 +99,10 @@ def _occlude(images: Tensor, generator: torch.Generator) -> Tensor:
     return occluded
 
 
-def _first_six(images: Tensor, generator: torch.Generator) -> Tensor:
+def _all_at_once(images: Tensor, generator: torch.Generator) -> Tensor:
     warped = _warp(images, generator, MAX_ROTATION, MAX_SCALE, MAX_SHIFT)
-    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    copies = torch.where(mirrored, warped.flip(3), warped)
+    flipped = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    copies = torch.where(flipped, warped.flip(3), warped)
     return _add_noise(_brighten(copies, generator).clamp(0, 1), generator)
 
 
@@ -104,19 +110,19 @@ _MAKERS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "shift": _shift,
     "rotation": _rotate,
     "scale": _scale,
-    "mirror": _mirror,
+    "mirror": _flip,
     "brightness": _brighten,
     "noise": _add_noise,
     "jpeg": _compress,
     "crop": _crop,
     "occlusion": _occlude,
-    ALL: _first_six,
+    ALL: _all_at_once,
 }
 KINDS = tuple(_MAKERS)
 
 
 def _draw(count: int, generator: torch.Generator) -> Tensor:
-    """(count,) evenly from -1 to 1."""
+    """(count,) uniform from -1 to 1."""
     return 2 * torch.rand(count, generator=generator) - 1
 
 
@@ -127,16 +133,13 @@ def _warp(
     scale: float = 0.0,
     shift: float = 0.0,
 ) -> Tensor:
-    """Turn by up to `rotation` degrees, zoom by up to 1 ± `scale`, move by up to `shift` sides."""
+    """Rotate by up to `rotation` degrees, scale by 1 ± `scale`, shift by up to `shift` sides."""
     count = len(images)
     angle = rotation * math.pi / 180 * _draw(count, generator)
     zoom = 1 + scale * _draw(count, generator)
-    cosine, sine = angle.cos() / zoom, angle.sin() / zoom
     # The sampling grid goes from -1 to 1, so a whole side is 2.
-    move_x, move_y = (2 * shift * _draw(count, generator) for _ in range(2))
-    transform = torch.stack([cosine, -sine, move_x, sine, cosine, move_y], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(transform, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    shift_x, shift_y = (2 * shift * _draw(count, generator) for _ in range(2))
+    return affine_warp(images, angle, zoom, shift_x, shift_y, torch.ones(count))
 
 
 def _windows(
@@ -146,7 +149,7 @@ def _windows(
     generator: torch.Generator,
     fill: Tensor | None = None,
 ) -> Tensor:
-    """A window of each image (n, 1, height, width) at a random place, filled in place if asked."""
+    """A window of each image (n, c, h, w) at a random place, filled in place where asked."""
     tops, lefts = (
         torch.randint(side - size + 1, (len(images), 1), generator=generator)
         for side, size in zip(images.shape[2:], (height, width), strict=True)
@@ -155,12 +158,13 @@ def _windows(
     columns = (lefts + torch.arange(width))[:, None, :]
     index = torch.arange(len(images))[:, None, None]
     if fill is not None:
-        images[index, 0, rows, columns] = fill[:, 0].expand(-1, height, width)
-    return images[index, 0, rows, columns].unsqueeze(1)
+        images[index, :, rows, columns] = fill.view(-1, 1, 1, 1)
+    return images[index, :, rows, columns].permute(0, 3, 1, 2)
 
 
-def _through_jpeg(image: Tensor) -> Tensor:
+def _through_jpeg(image: Tensor) -> Tensor:  # (c, h, w)
     file = io.BytesIO()
-    pixels = (image[0] * 255).round().to(torch.uint8).numpy()
-    Image.fromarray(pixels).save(file, "jpeg", quality=JPEG_QUALITY)
-    return torch.from_numpy(np.array(Image.open(file))).unsqueeze(0) / 255
+    pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    Image.fromarray(pixels.squeeze()).save(file, "jpeg", quality=JPEG_QUALITY)
+    decoded = torch.from_numpy(np.array(Image.open(file))).view(pixels.shape)
+    return decoded.permute(2, 0, 1) / 255

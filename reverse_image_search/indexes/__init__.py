@@ -1,1 +1,37 @@
-"""What becomes `vector_similarity`: embedding to ids and scores."""
+"""What becomes `vector_similarity`. Adding an index is one file here and one line in `INDEXES`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from reverse_image_search.indexes.exact import ExactIndex
+from reverse_image_search.layout import MODEL_FILENAME
+
+
+def _torchscript_file(index: nn.Module) -> Mapping[str, nn.Module | bytes]:
+    return {MODEL_FILENAME: index}
+
+
+@dataclass(frozen=True)
+class IndexSpec:
+    """An entry of the registry.
+
+    Attributes
+    ----------
+    build : ``build(embeddings, ids, top_k)`` of (N, D) float32 and (N,) int64, rising: a module
+        (batch, D) float32 -> ids (batch, K) int64 and scores (batch, K) float32, best first
+    files : what lies in the model's version folder, by file name; modules become TorchScript
+    platform : Triton's name for what serves these files
+    is_exact : whether the K best are always found
+    """
+
+    build: Callable[[Tensor, Tensor, int], nn.Module]
+    files: Callable[[nn.Module], Mapping[str, nn.Module | bytes]] = _torchscript_file
+    platform: str = "pytorch_libtorch"
+    is_exact: bool = True
+
+
+INDEXES = {
+    "exact": IndexSpec(build=ExactIndex),
+}

@@ -1,40 +1,59 @@
-"""Modules into a Triton model repository: TorchScript files and their configurations.
-
-Triton's libtorch backend completes nothing by itself: every tensor of the contract stands in
-``config.pbtxt`` (https://github.com/triton-inference-server/pytorch_backend).
-"""
+"""Export modules to TorchScript files that Triton serves."""
 
 import io
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from reverse_image_search import contract
-
-# Largest difference that folding batch norms into convolutions may make, of unit vectors.
-_TOLERANCE = 1e-5
-
 
 class ExportError(Exception):
-    """An exported model does not give what the module gave that it was made from."""
+    """The outputs of an exported model differ from those of its module."""
 
 
-def export_torchscript(module: nn.Module, path: Path) -> None:
-    """Script `module`, freeze it (weights become constants, batch norms fold) and save it.
+class _Reshaped(nn.Module):
+    """`module` behind the `reshape` of its configuration: (batch, 1, *dims) -> (batch, *dims).
+
+    Triton's core drops a batch dimension that is 0, so a request of shape (0, 3, height, width)
+    arrives as (3, height, width). Without `reshape` it counts as three images and is batched with
+    other requests, which then get wrong answers. With it, it is one image.
+    """
+
+    def __init__(self, module: nn.Module, input_ndim: int):
+        super().__init__()
+        self.module = module
+        self.last_batch_dim = -input_ndim  # `input_ndim` counts the batch dimension
+
+    def forward(self, inputs: Tensor):
+        return self.module(inputs.flatten(0, self.last_batch_dim))
+
+
+def write_model_files(
+    files: Mapping[str, nn.Module | bytes], version_folder: Path, input_ndim: int
+) -> None:
+    """Write the files of one version of a model; modules are exported to TorchScript."""
+    version_folder.mkdir(parents=True)
+    for name, content in files.items():
+        if isinstance(content, nn.Module):
+            content = _torchscript(content, input_ndim)
+        (version_folder / name).write_bytes(content)
+
+
+def _torchscript(module: nn.Module, input_ndim: int) -> bytes:
+    """Script `module`, freeze it (weights become constants, batch norms fold) and serialize it.
 
     Not ``optimize_for_inference``: its files do not load in another version of libtorch.
     """
-    path.parent.mkdir(parents=True)
     with warnings.catch_warnings():
-        # TorchScript is deprecated since 2.11 and stays what Triton's libtorch backend serves.
+        # TorchScript is deprecated since PyTorch 2.11; Triton's libtorch backend still serves it.
         warnings.simplefilter("ignore", DeprecationWarning)
-        scripted = torch.jit.freeze(torch.jit.script(module.eval()))
+        scripted = torch.jit.freeze(torch.jit.script(_Reshaped(module, input_ndim).eval()))
         # Not straight into the file: a full disk would then be a RuntimeError among many.
         content = io.BytesIO()
         torch.jit.save(scripted, content)
-    path.write_bytes(content.getvalue())
+    return content.getvalue()
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:
@@ -44,8 +63,10 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
         return torch.jit.load(str(path), map_location="cpu").eval()
 
 
-def check_export(exported: nn.Module, module: nn.Module, inputs: Tensor) -> float:
-    """Compare what the exported file and its module answer to `inputs`.
+def check_export(
+    exported: nn.Module, module: nn.Module, inputs: Tensor, tolerance: float = 1e-5
+) -> float:
+    """Compare the outputs of an exported file with those of its module.
 
     Returns
     -------
@@ -53,7 +74,7 @@ def check_export(exported: nn.Module, module: nn.Module, inputs: Tensor) -> floa
 
     Raises
     ------
-    ExportError : an output differs in type, in shape, or by more than rounding
+    ExportError : an output differs in type, in shape, or by more than `tolerance`
     """
     with torch.inference_mode():
         answers = _as_tuple(exported(inputs)), _as_tuple(module(inputs))
@@ -65,7 +86,7 @@ def check_export(exported: nn.Module, module: nn.Module, inputs: Tensor) -> floa
                 f"the module's is {expected.dtype} {tuple(expected.shape)}"
             )
         difference = (ours - expected).abs().max().item()
-        if not difference <= _TOLERANCE:  # NaN, too, is a difference
+        if not difference <= tolerance:  # NaN is a difference, too
             raise ExportError(f"the exported model differs from its module by {difference:.1e}")
         largest = max(largest, difference)
     return largest
@@ -73,90 +94,3 @@ def check_export(exported: nn.Module, module: nn.Module, inputs: Tensor) -> floa
 
 def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def model_config(
-    model: contract.ModelSpec,
-    build_id: str,
-    embedding_dim: int,
-    top_k: int,
-    warmup_dims: tuple[int, ...],
-) -> str:
-    """Text of ``config.pbtxt`` for one model of the contract.
-
-    It names no device, so that the same repository runs on CPU and GPU.
-
-    Parameters
-    ----------
-    embedding_dim, top_k : D and K of this build
-    warmup_dims : shape of one example input without the batch dimension; Triton runs it in
-        several batch sizes before it calls the model READY
-    """
-    (warmup_input,) = model.inputs
-    warmups = "\n".join(
-        f'model_warmup {{\n  name: "batch of {size}"\n  batch_size: {size}\n'
-        f'  inputs {{ key: "{warmup_input.name}" value {{ data_type: TYPE_{warmup_input.datatype} '
-        f"dims: {list(warmup_dims)} random_data: true }} }}\n}}"
-        for size in _warmup_sizes()
-    )
-    return f"""name: "{model.name}"
-platform: "pytorch_libtorch"
-max_batch_size: {contract.MAX_BATCH_SIZE}
-{_tensors(model, embedding_dim, top_k)}
-dynamic_batching {{ }}
-# One thread each: with two models on a few cores, more threads only get in each other's way.
-parameters {{ key: "INTRA_OP_THREAD_COUNT" value {{ string_value: "1" }} }}
-parameters {{ key: "{contract.BUILD_ID_PARAMETER}" value {{ string_value: "{build_id}" }} }}
-{warmups}
-"""
-
-
-def ensemble_config(build_id: str, embedding_dim: int, top_k: int) -> str:
-    """Text of ``config.pbtxt`` for `image_search`: image in, ids and scores out, in one call.
-
-    Triton hands the embeddings on by itself ("Ensemble Models" in its user guide).
-    """
-    (images,), (embeddings,) = contract.IMAGE_ENCODER.inputs, contract.IMAGE_ENCODER.outputs
-    (query_embeddings,) = contract.VECTOR_SIMILARITY.inputs
-    answers = "\n".join(
-        f'    output_map {{ key: "{answer.name}" value: "{answer.name}" }}'
-        for answer in contract.VECTOR_SIMILARITY.outputs
-    )
-    return f"""name: "{contract.IMAGE_SEARCH.name}"
-platform: "ensemble"
-max_batch_size: {contract.MAX_BATCH_SIZE}
-{_tensors(contract.IMAGE_SEARCH, embedding_dim, top_k)}
-ensemble_scheduling {{
-  step {{
-    model_name: "{contract.IMAGE_ENCODER.name}"
-    model_version: -1
-    input_map {{ key: "{images.name}" value: "{images.name}" }}
-    output_map {{ key: "{embeddings.name}" value: "embeddings" }}
-  }}
-  step {{
-    model_name: "{contract.VECTOR_SIMILARITY.name}"
-    model_version: -1
-    input_map {{ key: "{query_embeddings.name}" value: "embeddings" }}
-{answers}
-  }}
-}}
-parameters {{ key: "{contract.BUILD_ID_PARAMETER}" value {{ string_value: "{build_id}" }} }}
-"""
-
-
-def _tensors(model: contract.ModelSpec, embedding_dim: int, top_k: int) -> str:
-    sizes = {contract.EMBEDDING_DIM: embedding_dim, contract.TOP_K: top_k}
-    return "\n".join(
-        f'{kind} [\n  {{ name: "{spec.name}" data_type: TYPE_{spec.datatype} '
-        f"dims: {list(spec.dims(**sizes))} }}\n]"
-        for kind, specs in (("input", model.inputs), ("output", model.outputs))
-        for spec in specs
-    )
-
-
-def _warmup_sizes() -> list[int]:
-    """1, 2, 4, ... up to the largest batch."""
-    sizes = [1]
-    while sizes[-1] < contract.MAX_BATCH_SIZE:
-        sizes.append(min(2 * sizes[-1], contract.MAX_BATCH_SIZE))
-    return sizes

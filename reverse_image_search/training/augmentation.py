@@ -1,4 +1,4 @@
-"""Random views of grey images, for training. A whole batch at once, on any device."""
+"""Random views of grayscale images, a whole batch at once, on any device."""
 
 import math
 
@@ -7,16 +7,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def mirror_half(images: Tensor) -> Tensor:
-    """Mirror about half of the `images` (batch, 1, height, width), left to right."""
-    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-    return torch.where(mirrored, images.flip(3), images)
+def random_horizontal_flip(images: Tensor) -> Tensor:
+    """Flip about half of the `images` (batch, 1, height, width), left to right."""
+    flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(flipped, images.flip(3), images)
+
+
+def affine_warp(
+    images: Tensor, angle: Tensor, scale: Tensor, shift_x: Tensor, shift_y: Tensor, side: Tensor
+) -> Tensor:
+    """Rotate, scale, shift and flip each image about its center; black comes in from outside.
+
+    Parameters
+    ----------
+    images : (batch, channels, height, width)
+    angle : (batch,) radians
+    scale : (batch,) above 1 enlarges
+    shift_x, shift_y : (batch,) in sampling coordinates, where a whole side is 2
+    side : (batch,) 1, or -1 to flip left to right
+    """
+    cosine, sine = angle.cos() / scale, angle.sin() / scale
+    to_x = torch.stack([side * cosine, -side * sine, shift_x], dim=1)
+    to_y = torch.stack([sine, cosine, shift_y], dim=1)
+    transform = torch.stack([to_x, to_y], dim=1)  # (batch, 2, 3)
+    grid = F.affine_grid(transform, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
 
 
 def strong_view(images: Tensor) -> Tensor:
-    """Turn, zoom, move, mirror, brighten and add noise, as a copy found elsewhere would be.
+    """Strongly augmented views: rotated, scaled, shifted, flipped, brightened, noisy.
 
-    Rotation up to 12 degrees, scale 0.88 to 1.12, shift up to 16 % of the side, mirror, contrast
+    Rotation up to 12 degrees, scale 0.88 to 1.12, shift up to 16 % of the side, flip, contrast
     0.75 to 1.25, brightness up to 0.06, noise of standard deviation 0.03.
 
     Parameters
@@ -30,14 +51,9 @@ def strong_view(images: Tensor) -> Tensor:
 
     angle = uniform(-12, 12) * (math.pi / 180)
     scale = uniform(0.88, 1.12)
-    side = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)  # -1 mirrors
-    cosine, sine = angle.cos() / scale, angle.sin() / scale
+    side = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     # The sampling grid goes from -1 to 1, so 0.32 is 16 % of the side.
-    to_x = torch.stack([side * cosine, -side * sine, uniform(-0.32, 0.32)], dim=1)
-    to_y = torch.stack([sine, cosine, uniform(-0.32, 0.32)], dim=1)
-    transform = torch.stack([to_x, to_y], dim=1)  # (batch, 2, 3)
-    grid = F.affine_grid(transform, images.shape, align_corners=False)
-    views = F.grid_sample(images, grid, align_corners=False)
+    views = affine_warp(images, angle, scale, uniform(-0.32, 0.32), uniform(-0.32, 0.32), side)
     contrast = uniform(0.75, 1.25).view(-1, 1, 1, 1)
     brightness = uniform(-0.06, 0.06).view(-1, 1, 1, 1)
     noise = 0.03 * torch.randn_like(views)

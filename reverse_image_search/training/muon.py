@@ -1,8 +1,8 @@
-"""Muon: gradient descent with orthogonalised steps for convolution weights.
+"""Muon: gradient descent with orthogonalized updates, for convolution weights.
 
 Keller Jordan 2024, https://kellerjordan.github.io/posts/muon/, in the form of his airbench
 (https://github.com/KellerJordan/cifar10-airbench). PyTorch's own `torch.optim.Muon` takes
-matrices only. Here it reached in six epochs what plain SGD reached in eight to nine.
+matrices only.
 """
 
 from collections.abc import Iterable
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose every step is the nearest (semi-)orthogonal matrix.
+    """Nesterov momentum whose every update is the nearest (semi-)orthogonal matrix.
 
     Parameters
     ----------
     params : convolution weights, (out, in, rows, columns)
-    lr : step length; each filter of a weight is kept at length 1 on average
+    lr : length of an update; each filter of a weight is kept at length 1 on average
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.6):
@@ -39,11 +39,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 3) -> Tensor:
-    """Push all singular values of `matrix` towards 1 (Newton-Schulz iteration, rough on purpose).
+    """Move all singular values of `matrix` toward 1 by a rough Newton-Schulz iteration.
 
-    The coefficients are Keller Jordan's: they give up exactness for steepness at zero.
+    The coefficients are Keller Jordan's: they trade exactness for steepness at zero.
     """
-    # Many processors have no bfloat16, and on a processor these products are a small part.
+    # Many CPUs have no bfloat16, and there these products are a small part of the work.
     result = matrix.bfloat16() if matrix.is_cuda else matrix
     tall = len(result) > result.shape[1]
     if tall:

@@ -1,4 +1,7 @@
-"""Train the image encoder: one network, a loss for each head; or several such encoders."""
+"""Train an encoder with two heads: one backbone, a loss for each head."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -6,75 +9,60 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from tqdm import tqdm
 
-from reverse_image_search.encoders.averaged import EncoderEnsemble
-from reverse_image_search.encoders.fashion import ImageEncoder
-from reverse_image_search.training.augmentation import mirror_half, strong_view
+from reverse_image_search.training.augmentation import random_horizontal_flip, strong_view
 from reverse_image_search.training.muon import Muon
 
-DEFAULT_EPOCHS = 9
-ENSEMBLE_SIZE = 3  # encoders of the `--quality` build
-BATCH_SIZE = 384  # also how many images the instance loss tells apart: more is better
+BATCH_SIZE = 384  # also the negatives of the instance loss: more is better
 CONVOLUTION_LEARNING_RATE = 0.1
 HEAD_LEARNING_RATE = 0.2
 WEIGHT_DECAY = 5e-4
 WARM_UP = 0.2  # share of the steps
 LABEL_SMOOTHING = 0.1
-TEMPERATURE = 0.1  # of the instance loss: lower looks harder at the nearest wrong image
-STRONG_CLASS_WEIGHT = 0.3  # of the class loss on strong views
-WHITENING_IMAGES = 6_000  # whose instance vectors tell how much each direction varies
+TEMPERATURE = 0.1  # of the instance loss: lower weighs the hardest negatives more
+STRONG_CLASS_WEIGHT = 0.3  # of the class loss on strongly augmented views
 
 
-def train_encoder(
-    images: Tensor, labels: Tensor, *, epochs: int, seed: int, progress: bool = True
-) -> ImageEncoder:
-    """Train on labelled images; the same seed on the same machine gives the same encoder.
+class TwoHeadedEncoder(Protocol):
+    """What is trained: features of grayscale images, a class head and an instance head."""
+
+    class_head: nn.Module  # features -> logits (batch, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(batch, 1, height, width), 0 to 1 -> (batch, F)."""
+        ...
+
+    def instance_embedding(self, features: Tensor) -> Tensor:
+        """(batch, F) -> (batch, D), unit length."""
+        ...
+
+
+Encoder = TypeVar("Encoder", bound=nn.Module)
+
+
+def train_two_heads(
+    new_encoder: Callable[[], Encoder],
+    images: Tensor,
+    labels: Tensor,
+    epochs: int,
+    seed: int,
+    description: str | None = None,
+) -> Encoder:
+    """Train a `TwoHeadedEncoder`; the same seed on the same machine gives the same encoder.
 
     Parameters
     ----------
-    images : (N, 28, 28) uint8
+    new_encoder : makes one with random weights
+    images : (N, height, width) uint8
     labels : (N,) int64
     epochs : passes over the images
+    description : text before the progress bar; None shows no bar
 
     Returns
     -------
-    ImageEncoder in evaluation mode, float32, its batch norms folded into the layers before them
-    and its instance vectors half whitened.
+    the encoder in evaluation mode, float32, batch norms folded into the layers before them
     """
-    encoder = _train(images, labels, epochs, seed, "training" if progress else None)
-    half_whiten(encoder, images[:WHITENING_IMAGES].unsqueeze(1) / 255)
-    return encoder
-
-
-def train_ensemble(
-    images: Tensor, labels: Tensor, *, epochs: int, seed: int, progress: bool = True
-) -> EncoderEnsemble:
-    """Train several encoders, each as `train_encoder` does, into one; no two seeds share any.
-
-    Returns
-    -------
-    EncoderEnsemble in evaluation mode, its joined instance vectors half whitened.
-    """
-    encoders = [
-        _train(
-            images,
-            labels,
-            epochs,
-            seed * ENSEMBLE_SIZE + member,
-            f"training {member + 1} of {ENSEMBLE_SIZE}" if progress else None,
-        )
-        for member in range(ENSEMBLE_SIZE)
-    ]
-    ensemble = EncoderEnsemble(encoders).eval().to(images.device)
-    half_whiten_together(ensemble, images[:WHITENING_IMAGES].unsqueeze(1) / 255)
-    return ensemble
-
-
-def _train(
-    images: Tensor, labels: Tensor, epochs: int, seed: int, description: str | None
-) -> ImageEncoder:
-    """One encoder, its batch norms folded; `description` stands before the progress bar."""
     torch.manual_seed(seed)
-    encoder = ImageEncoder(num_classes=int(labels.max()) + 1)
+    encoder = new_encoder().to(images.device)
     encoder.train().to(memory_format=torch.channels_last)
     batch_size = min(BATCH_SIZE, len(images))
     steps_per_epoch = len(images) // batch_size
@@ -101,47 +89,52 @@ def _train(
     return fold_batch_norms(encoder.eval())
 
 
-def encoder_loss(encoder: ImageEncoder, pixels: Tensor, labels: Tensor) -> Tensor:
+def encoder_loss(encoder: TwoHeadedEncoder, pixels: Tensor, labels: Tensor) -> Tensor:
     """Class loss of both views plus instance loss between them.
 
-    The class loss counts less on the strong view: a query for the same kind comes upright, and
-    a small network that must also classify turned images gets worse at upright ones.
+    The class loss counts less on the strong view: category-level queries are upright, and a small
+    network that must also classify rotated images gets worse at upright ones.
+
+    Parameters
+    ----------
+    pixels : (batch, 1, height, width), 0 to 1
+    labels : (batch,) int64
     """
-    views = torch.cat([mirror_half(pixels), strong_view(pixels)])
+    views = torch.cat([random_horizontal_flip(pixels), strong_view(pixels)])
     with _fast_arithmetic(views.device):
         features = encoder.features(views.contiguous(memory_format=torch.channels_last))
     features = features.float()
     logits, strong_logits = encoder.class_head(features).chunk(2)
-    vectors, strong_vectors = encoder.describe(features).chunk(2)
+    embeddings, strong_embeddings = encoder.instance_embedding(features).chunk(2)
     return (
         F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
         + STRONG_CLASS_WEIGHT
         * F.cross_entropy(strong_logits, labels, label_smoothing=LABEL_SMOOTHING)
-        + instance_loss(vectors, strong_vectors)
+        + instance_loss(embeddings, strong_embeddings)
     )
 
 
 def _fast_arithmetic(device: torch.device) -> torch.autocast:
-    """bfloat16 where the processor has it; elsewhere it is emulated, ten times slower."""
+    """bfloat16 where the processor has it; elsewhere it would be emulated, ten times slower."""
     has_bfloat16 = device.type != "cpu" or (
         torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16)
 
 
-def instance_loss(vectors: Tensor, other_vectors: Tensor) -> Tensor:
-    """InfoNCE (van den Oord 2018): each view must pick its own other view out of the batch.
+def instance_loss(embeddings: Tensor, other_embeddings: Tensor) -> Tensor:
+    """InfoNCE (van den Oord 2018): each view must identify its other view within the batch.
 
     Parameters
     ----------
-    vectors, other_vectors : (batch, D) unit length; row i of both shows the same image
+    embeddings, other_embeddings : (batch, D) unit length; row i of both is of the same image
     """
-    similarity = vectors @ other_vectors.T / TEMPERATURE
-    own = torch.arange(len(vectors), device=vectors.device)
+    similarity = embeddings @ other_embeddings.T / TEMPERATURE
+    own = torch.arange(len(embeddings), device=embeddings.device)
     return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
 
 
-def _optimizers(encoder: ImageEncoder) -> list[torch.optim.Optimizer]:
+def _optimizers(encoder: nn.Module) -> list[torch.optim.Optimizer]:
     convolutions = [p for p in encoder.parameters() if p.ndim == 4]
     others = [p for p in encoder.parameters() if p.ndim != 4]
     return [
@@ -152,8 +145,8 @@ def _optimizers(encoder: ImageEncoder) -> list[torch.optim.Optimizer]:
     ]
 
 
-def fold_batch_norms(encoder: ImageEncoder) -> ImageEncoder:
-    """Put each batch norm into the layer before it: same function, fewer operations."""
+def fold_batch_norms(encoder: Encoder) -> Encoder:
+    """Fold each batch norm into the layer before it: same function, fewer operations."""
     fuse = {nn.BatchNorm2d: fuse_conv_bn_eval, nn.BatchNorm1d: fuse_linear_bn_eval}
     for block in encoder.modules():
         if isinstance(block, nn.Sequential):
@@ -164,43 +157,14 @@ def fold_batch_norms(encoder: ImageEncoder) -> ImageEncoder:
     return encoder
 
 
-@torch.no_grad()
-def half_whiten(encoder: ImageEncoder, pixels: Tensor) -> None:
-    """Bring the directions of the instance vectors halfway to equal variance.
+def half_whitening(embeddings: Tensor, dims: int) -> Tensor:
+    """Linear map (dims, D) of embeddings (N, D) to their strongest directions, half whitened.
 
-    Parameters
-    ----------
-    encoder : trained, its batch norms folded
-    pixels : (N, 1, 28, 28) float32, 0 to 1
+    Directions that many images share count less afterwards (whitening: Jegou and Chum 2012,
+    "Negative evidences and co-occurences in image retrieval"). Full whitening amplifies noise.
     """
-    linear, _folded_norm = encoder.instance_head
-    vectors = torch.cat([encoder.describe(encoder.features(part)) for part in pixels.split(500)])
-    whitening = half_whitening(vectors, encoder.instance_dims)
-    linear.weight.copy_(whitening @ linear.weight)
-    linear.bias.copy_(whitening @ linear.bias)
-
-
-@torch.no_grad()
-def half_whiten_together(ensemble: EncoderEnsemble, pixels: Tensor) -> None:
-    """The same for an ensemble, over the joined instance vectors, which lose dimensions there.
-
-    Parameters
-    ----------
-    ensemble : of trained encoders, their batch norms folded
-    pixels : (N, 1, 28, 28) float32, 0 to 1
-    """
-    vectors = torch.cat([ensemble.look_both_ways(part)[1] for part in pixels.split(500)])
-    ensemble.projection.weight.copy_(half_whitening(vectors, ensemble.projection.out_features))
-
-
-def half_whitening(vectors: Tensor, dims: int) -> Tensor:
-    """Linear map, (dims, D), to the `dims` strongest directions of vectors (N, D), half whitened.
-
-    What is common to many images counts less then (whitening: Jegou and Chum 2012, "Negative
-    evidences and co-occurences in image retrieval"). All the way raises noise as well.
-    """
-    # About zero, not about the mean: what all vectors have in common is to be lowered, too.
-    variances, directions = torch.linalg.eigh(vectors.T @ vectors / len(vectors))
-    variances.clamp_(min=1e-3 * variances.mean())  # noise alone is not raised without end
-    # To the power of -1/2 they would become equal; -1/4 goes halfway.
+    # About zero, not about the mean: what all embeddings have in common is to be reduced as well.
+    variances, directions = torch.linalg.eigh(embeddings.T @ embeddings / len(embeddings))
+    variances.clamp_(min=1e-3 * variances.mean())  # noise is not amplified without bound
+    # The power -1/2 would make all variances equal; -1/4 goes halfway.
     return (directions * variances**-0.25).T[-dims:]  # eigh sorts by rising variance

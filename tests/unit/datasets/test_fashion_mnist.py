@@ -1,9 +1,11 @@
 import gzip
 import os
 import shutil
+import urllib.request
+from collections import Counter
 
+import numpy as np
 import pytest
-import torch
 
 from reverse_image_search.datasets import fashion_mnist as dataset
 from reverse_image_search.datasets.fashion_mnist import DatasetError, load_fashion_mnist
@@ -28,7 +30,8 @@ def copied_data(fashion_mnist, data_dir, tmp_path):
 
 @pytest.fixture
 def cut_off(monkeypatch, tmp_path):
-    """No network, no apt, and none of Debian's files: the loader has what stands on disk."""
+    """No network, no apt, and none of Debian's files: the loader has what is on disk."""
+    urllib.request.install_opener(None)  # the global one keeps the proxy of its first request
     monkeypatch.setattr(dataset, "_DEBIAN_FOLDER", tmp_path / "no Debian package")
     for scheme in ("http", "https"):
         monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")  # nothing listens there
@@ -36,33 +39,40 @@ def cut_off(monkeypatch, tmp_path):
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
+    yield
+    urllib.request.install_opener(None)
 
 
 def test_it_is_fashion_mnist(fashion_mnist):
     """Facts of the paper and of Zalando's README."""
     assert fashion_mnist.name == "Fashion-MNIST"
-    assert fashion_mnist.train_images.shape == (60_000, 28, 28)
-    assert fashion_mnist.test_images.shape == (10_000, 28, 28)
-    assert fashion_mnist.train_images.dtype == torch.uint8
-    assert fashion_mnist.train_labels.bincount().tolist() == [6_000] * 10
-    assert fashion_mnist.test_labels.bincount().tolist() == [1_000] * 10
-    assert fashion_mnist.class_names[9] == "Ankle boot"
-    assert fashion_mnist.train_labels[0] == 9
+    gallery, queries = list(fashion_mnist.gallery), list(fashion_mnist.queries)
+    assert len(gallery) == 60_000
+    assert len(queries) == 10_000
+    assert set(Counter(image.label for image in gallery).values()) == {6_000}
+    assert set(Counter(image.label for image in queries).values()) == {1_000}
+    assert gallery[0].label == fashion_mnist.class_names[9] == "Ankle boot"
+    assert gallery[42].source == "Fashion-MNIST train #42"
     # Light on dark: the published mean of the training pixels, and a black corner.
-    assert fashion_mnist.train_images.float().mean() / 255 == pytest.approx(0.2860, abs=1e-4)
-    assert fashion_mnist.train_images[0, 0, 0] == 0
+    pixels = np.stack([image.pixels for image in gallery])
+    assert pixels.shape == (60_000, 28, 28)
+    assert pixels.dtype == np.uint8
+    assert pixels.mean() / 255 == pytest.approx(0.2860, abs=1e-4)
+    assert pixels[0, 0, 0] == 0
 
 
 def test_limit_keeps_the_first_training_images_and_all_queries(fashion_mnist, data_dir):
     limited = load_fashion_mnist(data_dir, limit=7)
 
-    assert torch.equal(limited.train_images, fashion_mnist.train_images[:7])
-    assert torch.equal(limited.train_labels, fashion_mnist.train_labels[:7])
-    assert len(limited.test_images) == 10_000
+    assert len(limited.gallery) == 7
+    for image, expected in zip(limited.gallery, fashion_mnist.gallery, strict=False):
+        assert np.array_equal(image.pixels, expected.pixels)
+        assert image.label == expected.label
+    assert len(limited.queries) == 10_000
 
 
 def test_files_on_disk_need_no_network(copied_data, cut_off):
-    assert len(load_fashion_mnist(copied_data).train_images) == 60_000
+    assert len(load_fashion_mnist(copied_data).gallery) == 60_000
 
 
 def test_debian_files_are_unpacked(copied_data, cut_off, monkeypatch, tmp_path, fashion_mnist):
@@ -75,7 +85,7 @@ def test_debian_files_are_unpacked(copied_data, cut_off, monkeypatch, tmp_path, 
 
     loaded = load_fashion_mnist(tmp_path / "empty")
 
-    assert torch.equal(loaded.test_images, fashion_mnist.test_images)
+    assert np.array_equal(loaded.queries[9_999].pixels, fashion_mnist.queries[9_999].pixels)
     assert sorted(p.name for p in (tmp_path / "empty/FashionMNIST/raw").iterdir()) == sorted(FILES)
 
 
@@ -106,5 +116,5 @@ def test_a_damaged_file_is_named(copied_data, cut_off, damage):
         }[damage]
     )
 
-    with pytest.raises(DatasetError, match=f"{path} is not the file of Fashion-MNIST"):
+    with pytest.raises(DatasetError, match=f"{path} is damaged or not a Fashion-MNIST file"):
         load_fashion_mnist(copied_data)

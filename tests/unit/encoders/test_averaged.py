@@ -1,48 +1,52 @@
-"""An ensemble averages what its encoders say of the class and joins what they say of the image."""
+"""Class probabilities are averaged, instance embeddings concatenated and projected."""
 
+import numpy as np
 import pytest
 import torch
 
-from reverse_image_search.encoders.averaged import EncoderEnsemble
-from reverse_image_search.encoders.fashion import ImageEncoder
-from reverse_image_search.serving.export import check_export, export_torchscript, load_torchscript
+from reverse_image_search.datasets import Dataset, LabeledImage
+from reverse_image_search.encoders import TrainingOptions
+from reverse_image_search.encoders.averaged import AveragedEncoder, train_averaged_encoder
+from reverse_image_search.encoders.fashion import FashionEncoder, train_one
+from reverse_image_search.serving.export import check_export, load_torchscript, write_model_files
 
 
 @pytest.fixture(scope="module")
-def ensemble() -> EncoderEnsemble:
+def averaged() -> AveragedEncoder:
     torch.manual_seed(0)
-    encoders = [ImageEncoder(width=16), ImageEncoder(width=16)]
+    encoders = [FashionEncoder(width=16), FashionEncoder(width=16)]
     with torch.no_grad():  # as after training: running statistics that are not 0 and 1
         for encoder in encoders:
-            encoder.train().describe(encoder.features(torch.rand(64, 1, 28, 28)))
-    return EncoderEnsemble(encoders).eval().requires_grad_(False)
+            encoder.train().instance_embedding(encoder.features(torch.rand(64, 1, 28, 28)))
+    return AveragedEncoder(encoders).eval().requires_grad_(False)
 
 
-def test_any_size_becomes_a_unit_vector_of_at_most_128_dimensions(ensemble):
-    embeddings = ensemble(torch.rand(3, 3, 7, 90))
+def test_any_size_becomes_a_unit_vector_of_at_most_128_dimensions(averaged):
+    embeddings = averaged(torch.rand(3, 3, 7, 90))
 
-    assert ensemble.embedding_dim == 128
+    assert averaged.embedding_dim == 128
     assert embeddings.shape == (3, 128)
     assert embeddings.norm(dim=1).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
 
 
-def test_class_part_is_the_weighted_mean_of_the_probabilities(ensemble):
+def test_class_part_is_the_weighted_mean_of_the_probabilities(averaged):
     images = torch.rand(3, 3, 28, 28)
-    grey = ensemble.encoders[0].prepare(images)
-    first, second = (encoder.look_both_ways(grey)[0] for encoder in ensemble.encoders)
+    grayscale = averaged.encoders[0].preprocess(images)
+    first, second = (encoder.flip_averaged_heads(grayscale)[0] for encoder in averaged.encoders)
 
-    class_part = ensemble(images)[:, :10]
+    class_part = averaged(images)[:, :10]
 
-    assert torch.allclose(class_part, ensemble.class_weight * (first + second) / 2, atol=1e-6)
+    assert torch.allclose(class_part, averaged.class_weight * (first + second) / 2, atol=1e-6)
 
 
-def test_instance_part_has_the_cosines_of_the_projected_joined_vectors(ensemble):
+def test_instance_part_has_the_cosines_of_the_projected_joined_vectors(averaged):
     images = torch.rand(3, 3, 28, 28)
-    grey = ensemble.encoders[0].prepare(images)
-    joined = torch.cat([encoder.look_both_ways(grey)[1] for encoder in ensemble.encoders], dim=1)
-    projected = joined @ ensemble.projection.weight.T
+    grayscale = averaged.encoders[0].preprocess(images)
+    heads = [encoder.flip_averaged_heads(grayscale) for encoder in averaged.encoders]
+    joined = torch.cat([embeddings for _probabilities, embeddings in heads], dim=1)
+    projected = joined @ averaged.projection.weight.T
 
-    instance_part = ensemble(images)[:, 10:]
+    instance_part = averaged(images)[:, 10:]
 
     cosine = torch.nn.functional.cosine_similarity
     assert torch.allclose(
@@ -50,14 +54,31 @@ def test_instance_part_has_the_cosines_of_the_projected_joined_vectors(ensemble)
     )
 
 
-def test_a_mirror_image_has_the_same_embedding(ensemble):
+def test_a_mirror_image_has_the_same_embedding(averaged):
     images = torch.rand(4, 3, 28, 28)
-    assert torch.allclose(ensemble(images), ensemble(images.flip(3)), atol=1e-6)
+    assert torch.allclose(averaged(images), averaged(images.flip(3)), atol=1e-6)
 
 
-def test_exported_equals_eager(ensemble, tmp_path):
-    export_torchscript(ensemble, tmp_path / "1" / "model.pt")
+def test_exported_equals_eager(averaged, tmp_path):
+    write_model_files({"model.pt": averaged}, tmp_path / "1", input_ndim=4)
 
     exported = load_torchscript(tmp_path / "1" / "model.pt")
 
-    assert check_export(exported, ensemble, torch.rand(5, 3, 40, 30)) < 1e-5
+    assert check_export(exported, averaged, torch.rand(5, 3, 40, 30)) < 1e-5
+
+
+def test_its_encoders_are_trained_from_seeds_of_their_own():
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 28, 28), np.uint8)
+    labels = ["stripes", "checks"]
+    gallery = [LabeledImage(image, "noise", labels[i % 2]) for i, image in enumerate(pixels)]
+    dataset = Dataset("noise", gallery, [], labels)
+
+    averaged = train_averaged_encoder(dataset, TrainingOptions(epochs=1, seed=1))
+
+    images, indices = torch.from_numpy(pixels), torch.arange(128) % 2
+    grayscale = torch.rand(4, 1, 28, 28)
+    assert len(averaged.encoders) == 3
+    for encoder, seed in zip(averaged.encoders, (3, 4, 5), strict=True):
+        alone = train_one(images, indices, epochs=1, seed=seed)
+        expected = alone.flip_averaged_heads(grayscale)[0]
+        assert torch.equal(encoder.flip_averaged_heads(grayscale)[0], expected)

@@ -7,10 +7,11 @@ import torch
 import torchvision
 from torch.nn import functional as F
 
-from reverse_image_search.encoders.pretrained import (
-    PretrainedEncoderError,
-    load_pretrained_encoder,
-)
+from reverse_image_search.encoders import ENCODERS, EncoderError, TrainingOptions
+
+
+def load(weights_file: Path) -> torch.nn.Module:
+    return ENCODERS["resnet18"].make(None, TrainingOptions(weights_file=weights_file))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def weights_file(network: torch.nn.Module, tmp_path_factory: pytest.TempPathFact
 
 @torch.inference_mode()
 def test_it_is_the_network_without_its_last_layer(network: torch.nn.Module, weights_file: Path):
-    encoder = load_pretrained_encoder("resnet18", weights_file)
+    encoder = load(weights_file)
     images = torch.rand(2, 3, 224, 224)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -42,7 +43,7 @@ def test_it_is_the_network_without_its_last_layer(network: torch.nn.Module, weig
 @pytest.mark.parametrize("shape", [(1, 3, 28, 28), (2, 3, 300, 180)])
 @torch.inference_mode()
 def test_any_size_becomes_a_unit_vector_exported_or_not(weights_file: Path, shape):
-    encoder = load_pretrained_encoder("resnet18", weights_file)
+    encoder = load(weights_file)
     images = torch.rand(shape)
     images[0, 0, 0, 0] = float("nan")
     embeddings = encoder(images)
@@ -51,25 +52,20 @@ def test_any_size_becomes_a_unit_vector_exported_or_not(weights_file: Path, shap
     assert torch.allclose(torch.jit.script(encoder)(images), embeddings, atol=1e-5)
 
 
-def test_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="no encoder 'vgg'; there are resnet18"):
-        load_pretrained_encoder("vgg")
-
-
 def test_missing_weights_file_is_named(tmp_path: Path):
-    with pytest.raises(PretrainedEncoderError, match=r"there is no file .*nowhere\.pth"):
-        load_pretrained_encoder("resnet18", tmp_path / "nowhere.pth")
+    with pytest.raises(EncoderError, match=r"there is no file .*nowhere\.pth"):
+        load(tmp_path / "nowhere.pth")
 
 
 def test_file_that_holds_no_weights_is_named(tmp_path: Path):
     path = tmp_path / "text.pth"
     path.write_text("not weights")
-    with pytest.raises(PretrainedEncoderError, match=r"text.pth cannot be read as weights"):
-        load_pretrained_encoder("resnet18", path)
+    with pytest.raises(EncoderError, match=r"text.pth cannot be read as weights"):
+        load(path)
 
 
 def test_weights_of_another_network_are_named(network: torch.nn.Module, tmp_path: Path):
     path = tmp_path / "other.pth"
     torch.save({k: v for k, v in network.state_dict().items() if k != "fc.bias"}, path)
-    with pytest.raises(PretrainedEncoderError, match="names or shapes"):
-        load_pretrained_encoder("resnet18", path)
+    with pytest.raises(EncoderError, match="names or shapes"):
+        load(path)

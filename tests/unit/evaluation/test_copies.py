@@ -124,5 +124,31 @@ def test_all_mirrors_about_half():
 
 
 def test_unknown_kind_is_named():
-    with pytest.raises(ValueError, match="no copy called 'blur'; there are shift"):
+    with pytest.raises(ValueError, match="unknown kind of copy 'blur'; there are shift"):
         make_copies(np.zeros((1, 28, 28), np.uint8), "blur")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_color_images_and_images_of_several_sizes_are_copied(kind):
+    generator = np.random.default_rng(0)
+    same = generator.integers(0, 256, (3, 30, 20, 3), np.uint8)
+    mixed = [same[0], generator.integers(0, 256, (40, 20), np.uint8)]
+
+    copies_of_same, copies_of_mixed = make_copies(same, kind), make_copies(mixed, kind)
+
+    shrink = 0.8 if kind == "crop" else 1
+    assert copies_of_same.shape == (3, 30 * shrink, 20 * shrink, 3)
+    assert [copy.shape for copy in copies_of_mixed] == [
+        (30 * shrink, 20 * shrink, 3),
+        (40 * shrink, 20 * shrink),
+    ]
+
+
+def test_a_flip_keeps_the_colors():
+    image = np.zeros((1, 4, 4, 3), np.uint8)
+    image[0, :, 0] = (255, 102, 0)
+
+    (flipped,) = make_copies(image, "mirror")
+
+    assert (flipped[:, 3] == (255, 102, 0)).all()
+    assert (flipped[:, :3] == 0).all()

@@ -10,7 +10,7 @@ from torch import nn
 
 from reverse_image_search import contract
 from reverse_image_search.encoders.embedding import to_pixels
-from reverse_image_search.encoders.fashion import ImageEncoder
+from reverse_image_search.encoders.fashion import FashionEncoder
 from reverse_image_search.indexes.exact import VectorSimilarity
 from reverse_image_search.serving.export import (
     ExportError,
@@ -33,12 +33,12 @@ def parse_config(text: str):
 
 
 @pytest.fixture(scope="module")
-def encoder() -> ImageEncoder:
+def encoder() -> FashionEncoder:
     """An encoder with random weights and batch statistics that are not the initial ones."""
     torch.manual_seed(0)
-    encoder = ImageEncoder().train()
+    encoder = FashionEncoder().train()
     with torch.no_grad():
-        encoder.describe(encoder.features(torch.rand(16, 1, 28, 28)))
+        encoder.instance_embedding(encoder.features(torch.rand(16, 1, 28, 28)))
     return fold_batch_norms(encoder.eval())
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reverse_image_search.training.augmentation import mirror_half, strong_view
+from reverse_image_search.training.augmentation import random_horizontal_flip, strong_view
 
 
 @pytest.fixture(autouse=True)
@@ -11,9 +11,9 @@ def seed():
     torch.manual_seed(0)
 
 
-def test_mirror_half_mirrors_about_half_and_nothing_else():
+def test_about_half_of_the_images_are_flipped_and_nothing_else():
     images = torch.rand(1000, 1, 4, 5)
-    views = mirror_half(images)
+    views = random_horizontal_flip(images)
     same = (views == images).all(dim=(1, 2, 3))
     mirrored = (views == images.flip(3)).all(dim=(1, 2, 3))
     assert (same | mirrored).all()

@@ -3,16 +3,14 @@
 import pytest
 import torch
 
-from reverse_image_search.encoders.fashion import ImageEncoder
+from reverse_image_search.encoders.fashion import FashionEncoder
 from reverse_image_search.training.muon import Muon, orthogonalize
 from reverse_image_search.training.train import (
     encoder_loss,
     fold_batch_norms,
-    half_whiten,
     half_whitening,
     instance_loss,
-    train_encoder,
-    train_ensemble,
+    train_two_heads,
 )
 
 STRIPES, CHECKS = 0, 1
@@ -28,13 +26,17 @@ def _make_patterns(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (patterns[labels] + noise).to(torch.uint8), labels
 
 
+def train(images, labels, epochs: int, seed: int) -> FashionEncoder:
+    return train_two_heads(lambda: FashionEncoder(num_classes=2), images, labels, epochs, seed)
+
+
 @pytest.fixture(scope="module")
-def trained() -> ImageEncoder:
+def trained() -> FashionEncoder:
     images, labels = _make_patterns(256)
-    return train_encoder(images, labels, epochs=8, seed=0, progress=False)
+    return train(images, labels, 8, 0)
 
 
-def test_trained_encoder_is_ready_to_export(trained: ImageEncoder):
+def test_trained_encoder_is_ready_to_export(trained: FashionEncoder):
     assert not trained.training
     assert {parameter.dtype for parameter in trained.parameters()} == {torch.float32}
     norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
@@ -42,7 +44,7 @@ def test_trained_encoder_is_ready_to_export(trained: ImageEncoder):
     assert trained.embedding_dim == 2 + 64
 
 
-def test_training_tells_two_patterns_apart(trained: ImageEncoder):
+def test_training_tells_two_patterns_apart(trained: FashionEncoder):
     images, labels = _make_patterns(300)
     with torch.inference_mode():
         embeddings = trained(images[256:, None].expand(-1, 3, -1, -1) / 255)
@@ -53,9 +55,7 @@ def test_training_tells_two_patterns_apart(trained: ImageEncoder):
 
 def test_the_same_seed_gives_the_same_encoder():
     images, labels = _make_patterns(128)
-    first, second, other = (
-        train_encoder(images, labels, epochs=2, seed=seed, progress=False) for seed in (3, 3, 4)
-    )
+    first, second, other = (train(images, labels, 2, seed) for seed in (3, 3, 4))
     pixels = torch.rand(4, 3, 28, 28)
     assert torch.equal(first(pixels), second(pixels))
     assert not torch.allclose(first(pixels), other(pixels), atol=1e-3)
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_encoder():
 def test_bfloat16_only_where_the_processor_has_it(monkeypatch, has_bfloat16):
     """Without it, oneDNN emulates: a build of minutes takes hours."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bfloat16)
-    encoder = ImageEncoder(num_classes=2).train()
+    encoder = FashionEncoder(num_classes=2).train()
     seen = []
     encoder.backbone.register_forward_hook(lambda _module, _inputs, maps: seen.append(maps.dtype))
 
@@ -74,27 +74,15 @@ def test_bfloat16_only_where_the_processor_has_it(monkeypatch, has_bfloat16):
     assert seen == [torch.bfloat16 if has_bfloat16 else torch.float32]
 
 
-def test_an_ensemble_is_of_encoders_trained_from_seeds_of_its_own():
-    images, labels = _make_patterns(128)
-    alike = {"epochs": 1, "progress": False}
-    ensemble = train_ensemble(images, labels, seed=1, **alike)
-    grey = torch.rand(4, 1, 28, 28)
-
-    assert len(ensemble.encoders) == 3
-    for encoder, seed in zip(ensemble.encoders, (3, 4, 5), strict=True):
-        alone = train_encoder(images, labels, seed=seed, **alike)
-        assert torch.equal(encoder.look_both_ways(grey)[0], alone.look_both_ways(grey)[0])
-
-
 def test_fewer_images_than_a_batch_will_do():
     images, labels = _make_patterns(10)
-    encoder = train_encoder(images, labels, epochs=1, seed=0, progress=False)
+    encoder = train(images, labels, 1, 0)
     assert encoder(torch.rand(2, 3, 28, 28)).isfinite().all()
 
 
 def test_folding_batch_norms_changes_nothing_but_rounding():
     torch.manual_seed(0)
-    encoder = ImageEncoder().train()
+    encoder = FashionEncoder().train()
     with torch.no_grad():
         for _ in range(3):
             encoder.features(torch.rand(32, 1, 28, 28))
@@ -113,25 +101,6 @@ def test_half_whitening_keeps_the_strongest_directions_and_halves_their_spread()
     # To the power of -1/4: 1/48 and 3, the strongest last; the signs are any.
     expected = torch.tensor([[0.0, 0.0, 48**0.25], [3**-0.25, 0.0, 0.0]])
     assert torch.allclose(whitening.abs(), expected, atol=1e-5)
-
-
-def test_half_whitening_changes_the_instance_part_alone():
-    torch.manual_seed(0)
-    encoder = fold_batch_norms(ImageEncoder(width=16).eval())
-    pixels = torch.rand(512, 1, 28, 28)
-
-    def spread_of_variances() -> torch.Tensor:
-        vectors = encoder.describe(features)
-        log_variances = torch.linalg.eigvalsh(vectors.T @ vectors / len(vectors)).log()
-        return log_variances.max() - log_variances.min()
-
-    with torch.no_grad():
-        features = 100 * torch.randn(512, 128) * torch.logspace(-1, 0, 128)
-        encoder.features = lambda _pixels: features  # spread evenly over a factor of ten
-        before, logits = spread_of_variances(), encoder.class_head(features)
-        half_whiten(encoder, pixels)
-        assert spread_of_variances() / before == pytest.approx(0.5, abs=0.1)
-        assert torch.equal(encoder.class_head(features), logits)
 
 
 def test_instance_loss_is_low_only_for_the_right_pairs():

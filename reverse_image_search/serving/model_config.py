@@ -1,0 +1,143 @@
+"""Triton's ``config.pbtxt`` of the served models.
+
+The libtorch backend completes nothing by itself, so every tensor of the contract stands here
+(https://github.com/triton-inference-server/pytorch_backend). No device is named: the same
+repository runs on CPU and GPU.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from reverse_image_search import contract
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What may differ between servers of the same model.
+
+    Attributes
+    ----------
+    instance_count : copies of the model that run side by side; None leaves it to Triton (one)
+    intra_op_threads : threads of one call; with two models on a few cores, more only compete
+    dynamic_batching : whether requests that wait together share a call
+    max_queue_delay : microseconds that a request waits for others
+    """
+
+    instance_count: int | None = None
+    intra_op_threads: int = 1
+    dynamic_batching: bool = True
+    max_queue_delay: int = 0
+
+
+def model_config(
+    model: contract.ModelSpec,
+    *,
+    embedding_dim: int,
+    top_k: int,
+    example_dims: tuple[int, ...],
+    parameters: Mapping[str, str],
+    platform: str = "pytorch_libtorch",
+    settings: ServerSettings | None = None,
+) -> str:
+    """Text of ``config.pbtxt`` for one model of the contract.
+
+    Parameters
+    ----------
+    embedding_dim, top_k : D and K of this build
+    example_dims : shape of an example input without the batch dimension; Triton runs random ones
+        in several batch sizes before it calls the model READY
+    parameters : identity of the model, see `contract`
+    """
+    settings = settings or ServerSettings()
+    (input_spec,) = model.inputs
+    dims = {contract.EMBEDDING_DIM: embedding_dim, contract.TOP_K: top_k}
+    parameters = {"INTRA_OP_THREAD_COUNT": str(settings.intra_op_threads), **parameters}
+    sections = [
+        f'name: "{model.name}"',
+        f'platform: "{platform}"',
+        f"max_batch_size: {contract.MAX_BATCH_SIZE}",
+        *(_tensor("input", spec, dims, reshape=True) for spec in model.inputs),
+        *(_tensor("output", spec, dims) for spec in model.outputs),
+    ]
+    if settings.dynamic_batching:
+        delay = settings.max_queue_delay
+        setting = f"max_queue_delay_microseconds: {delay} " if delay else ""
+        sections.append(f"dynamic_batching {{ {setting}}}")
+    if settings.instance_count:
+        sections.append(f"instance_group {{ count: {settings.instance_count} }}")
+    sections += _parameters(parameters)
+    sections += [_warmup(input_spec, example_dims, size) for size in _warmup_sizes()]
+    return "\n".join(sections) + "\n"
+
+
+def ensemble_config(embedding_dim: int, top_k: int, parameters: Mapping[str, str]) -> str:
+    """Text of ``config.pbtxt`` for `image_search`: image in, ids and scores out, in one call.
+
+    Triton hands the embeddings on by itself ("Ensemble Models" in its user guide).
+    """
+    (images,), (embeddings,) = contract.IMAGE_ENCODER.inputs, contract.IMAGE_ENCODER.outputs
+    (query_embeddings,) = contract.VECTOR_SIMILARITY.inputs
+    dims = {contract.EMBEDDING_DIM: embedding_dim, contract.TOP_K: top_k}
+    outputs = "\n".join(
+        f'    output_map {{ key: "{output.name}" value: "{output.name}" }}'
+        for output in contract.VECTOR_SIMILARITY.outputs
+    )
+    steps = f"""ensemble_scheduling {{
+  step {{
+    model_name: "{contract.IMAGE_ENCODER.name}"
+    model_version: -1
+    input_map {{ key: "{images.name}" value: "{images.name}" }}
+    output_map {{ key: "{embeddings.name}" value: "embeddings" }}
+  }}
+  step {{
+    model_name: "{contract.VECTOR_SIMILARITY.name}"
+    model_version: -1
+    input_map {{ key: "{query_embeddings.name}" value: "embeddings" }}
+{outputs}
+  }}
+}}"""
+    sections = [
+        f'name: "{contract.IMAGE_SEARCH.name}"',
+        'platform: "ensemble"',
+        f"max_batch_size: {contract.MAX_BATCH_SIZE}",
+        *(_tensor("input", spec, dims) for spec in contract.IMAGE_SEARCH.inputs),
+        *(_tensor("output", spec, dims) for spec in contract.IMAGE_SEARCH.outputs),
+        steps,
+        *_parameters(parameters),
+    ]
+    return "\n".join(sections) + "\n"
+
+
+def _tensor(
+    kind: str, spec: contract.TensorSpec, sizes: Mapping[str, int], reshape: bool = False
+) -> str:
+    dims = list(spec.dims(**sizes))
+    # Protects a batch from requests whose batch dimension is 0, see serving/export.py.
+    reshaping = f" reshape {{ shape: {[1, *dims]} }}" if reshape else ""
+    return (
+        f'{kind} [\n  {{ name: "{spec.name}" data_type: TYPE_{spec.datatype} '
+        f"dims: {dims}{reshaping} }}\n]"
+    )
+
+
+def _parameters(parameters: Mapping[str, str]) -> list[str]:
+    return [
+        f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+        for key, value in parameters.items()
+    ]
+
+
+def _warmup(spec: contract.TensorSpec, dims: tuple[int, ...], batch_size: int) -> str:
+    return (
+        f'model_warmup {{\n  name: "batch of {batch_size}"\n  batch_size: {batch_size}\n'
+        f'  inputs {{ key: "{spec.name}" value {{ data_type: TYPE_{spec.datatype} '
+        f"dims: {list(dims)} random_data: true }} }}\n}}"
+    )
+
+
+def _warmup_sizes() -> list[int]:
+    """1, 2, 4, ... up to the largest batch."""
+    sizes = [1]
+    while sizes[-1] < contract.MAX_BATCH_SIZE:
+        sizes.append(min(2 * sizes[-1], contract.MAX_BATCH_SIZE))
+    return sizes

@@ -1,24 +1,34 @@
 """The build's command line and its promises on failure; whole builds: the `small_build` fixture."""
 
+import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from reverse_image_search import build_models
-from reverse_image_search.datasets.fashion_mnist import Dataset
+from reverse_image_search import build_models, layout
+from reverse_image_search.datasets import DATASETS, Dataset, DatasetError, LabeledImage
+from reverse_image_search.encoders import ENCODERS
+from reverse_image_search.gallery import Gallery
 from reverse_image_search.serving.export import load_torchscript
+
+NAMES = ["dark", "light"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--limit", "0"], "'0' is not a whole number above 0"),
-        (["--limit", "-5"], "'-5' is not a whole number above 0"),
-        (["--epochs", "1.5"], "'1.5' is not a whole number above 0"),
-        (["--top-k", "many"], "'many' is not a whole number above 0"),
+        (["--limit", "0"], "'0' is not a positive integer"),
+        (["--limit", "-5"], "'-5' is not a positive integer"),
+        (["--epochs", "1.5"], "'1.5' is not a positive integer"),
+        (["--top-k", "many"], "'many' is not a positive integer"),
         (["--fast"], "unrecognized arguments: --fast"),
-        (["--quality", "--encoder", "resnet18"], "--quality trains encoders"),
+        (["--encoder", "vgg"], "invalid choice: 'vgg'"),
+        (["--quality", "--encoder", "resnet18"], "resnet18 has no better variant"),
+        (["--weights", "file.pth"], "--weights is for a pretrained encoder"),
     ],
 )
 def test_wrong_options_are_refused(arguments, message, capsys, tmp_path):
@@ -30,41 +40,32 @@ def test_wrong_options_are_refused(arguments, message, capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def tiny_dataset() -> Dataset:
+def tiny_dataset(_data_dir: Path, limit: int | None) -> Dataset:
     """300 images of two classes that differ in brightness, and 64 queries."""
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
 
-    def images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        labels = torch.arange(count) % 2
-        noise = torch.randint(0, 100, (count, 28, 28), generator=generator)
-        return (noise + 150 * labels[:, None, None]).to(torch.uint8), labels
+    def images(split: str, count: int) -> list[LabeledImage]:
+        noise = generator.integers(0, 100, (count, 28, 28), np.uint8)
+        return [
+            LabeledImage(pixels + np.uint8(150 * (i % 2)), f"{split} #{i}", NAMES[i % 2])
+            for i, pixels in enumerate(noise)
+        ]
 
-    return Dataset("tiny", ["dark", "light"], *images(300), *images(64))
+    return Dataset("tiny", images("gallery", 300)[:limit], images("query", 64), NAMES)
 
 
 @pytest.fixture
-def build(monkeypatch, tmp_path, tiny_dataset):
+def build(monkeypatch, tmp_path):
     """``build(*arguments)``: build the tiny dataset into `tmp_path`; the exit code."""
-
-    def load(_data_dir, limit):
-        return Dataset(
-            tiny_dataset.name,
-            tiny_dataset.class_names,
-            tiny_dataset.train_images[:limit],
-            tiny_dataset.train_labels[:limit],
-            tiny_dataset.test_images,
-            tiny_dataset.test_labels,
-        )
-
-    monkeypatch.setattr(build_models, "load_fashion_mnist", load)
+    spec = replace(DATASETS["fashion_mnist"], load=tiny_dataset)
+    monkeypatch.setitem(DATASETS, "fashion_mnist", spec)
     return lambda *arguments: build_models.main(
         ["--output-dir", str(tmp_path), "--limit", "300", "--epochs", "1", *arguments]
     )
 
 
-def files(folder) -> dict[str, bytes]:
-    """Content of every file below `folder`, without the build's own folder of locks."""
+def files(folder: Path) -> dict[str, bytes]:
+    """Content of every file below `folder`, without the build's own folder."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -98,23 +99,24 @@ def test_a_failed_build_says_so_and_leaves_the_old_one(
     assert build() == 0
     before = files(tmp_path)
 
-    def fail(*_arguments, **_options):
+    def fail(*_arguments):
         raise failure
 
-    monkeypatch.setattr(build_models, "train_encoder", fail)
+    monkeypatch.setitem(ENCODERS, "fashion", replace(ENCODERS["fashion"], make=fail))
 
     assert build() == (130 if isinstance(failure, KeyboardInterrupt) else 1)
     error = capsys.readouterr().err
-    assert "what was built before is unchanged" in error
+    assert "the previous build is unchanged" in error
     assert "Traceback" not in error
     assert files(tmp_path) == before
 
 
 def test_missing_dataset_is_one_message(tmp_path, monkeypatch, capsys):
     def fail(*_arguments):
-        raise build_models.DatasetError("Fashion-MNIST is not there")
+        raise DatasetError("Fashion-MNIST is not there")
 
-    monkeypatch.setattr(build_models, "load_fashion_mnist", fail)
+    spec = replace(DATASETS["fashion_mnist"], load=fail)
+    monkeypatch.setitem(DATASETS, "fashion_mnist", spec)
 
     assert build_models.main(["--output-dir", str(tmp_path)]) == 1
     error = capsys.readouterr().err
@@ -123,52 +125,104 @@ def test_missing_dataset_is_one_message(tmp_path, monkeypatch, capsys):
     assert files(tmp_path) == {}
 
 
-def test_equal_builds_have_equal_ids_and_others_have_others(build, tmp_path):
-    def build_id() -> str:
-        return build_models.Path(tmp_path / "gallery" / "manifest.json").read_text()
+def test_a_build_stopped_after_the_training_goes_on_from_there(
+    build, tmp_path, monkeypatch, capsys
+):
+    """Only where nothing differs that the encoder is made of; once published, it is made anew."""
+    trainings = []
+    spec = ENCODERS["fashion"]
 
-    assert build("--seed", "1") == 0
-    first = build_id()
-    assert build("--seed", "1") == 0
-    assert build_id() == first
-    assert build("--seed", "2") == 0
-    assert build_id() != first
+    def count(dataset, options):
+        trainings.append(options.seed)
+        return spec.make(dataset, options)
 
+    monkeypatch.setitem(ENCODERS, "fashion", replace(spec, make=count))
 
-def test_one_build_id_on_gallery_and_both_models(build, tmp_path):
-    from reverse_image_search.gallery import read_build_id
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_models, "embed_images", interrupt)
+        assert build() == 130
+    assert trainings == [0]
 
     assert build() == 0
+    assert trainings == [0]
+    assert "Resuming with the encoder" in capsys.readouterr().out
 
-    build_id = read_build_id(tmp_path / "gallery")
-    assert len(build_id) == 12
-    for model in ("image_encoder", "vector_similarity"):
-        config = (tmp_path / "model_repo" / model / "config.pbtxt").read_text()
-        assert f'key: "build_id" value {{ string_value: "{build_id}" }}' in config
+    with monkeypatch.context() as patch:
+        patch.setattr(build_models, "embed_images", interrupt)
+        assert build() == 130
+    assert build("--seed", "1") == 0
+    assert trainings == [0, 0, 1]
+    assert build() == 0
+    assert trainings == [0, 0, 1, 0]
 
 
-def test_a_quality_build_serves_an_ensemble(build, tmp_path):
+def test_models_and_gallery_bear_one_identity(build, tmp_path):
+    assert build() == 0
+    gallery = Gallery(layout.gallery_file(tmp_path))
+    encoder, index = (
+        (tmp_path / "model_repo" / model / "config.pbtxt").read_text()
+        for model in ("image_encoder", "vector_similarity")
+    )
+    encoder_id = f'key: "encoder_id" value {{ string_value: "{gallery.encoder_id}" }}'
+    gallery_id = f'key: "gallery_id" value {{ string_value: "{gallery.gallery_id}" }}'
+    assert len(gallery.encoder_id) == len(gallery.gallery_id) == 12
+    assert encoder_id in encoder
+    assert encoder_id in index
+    assert gallery_id in index
+
+    assert build("--seed", "2") == 0
+    other = Gallery(layout.gallery_file(tmp_path))
+    assert other.encoder_id != gallery.encoder_id
+    assert other.gallery_id != gallery.gallery_id
+
+
+def test_the_gallery_holds_what_the_ids_stand_for(build, tmp_path):
+    assert build() == 0
+
+    gallery = Gallery(layout.gallery_file(tmp_path))
+    expected = tiny_dataset(tmp_path, None)
+    assert gallery.ids().tolist() == list(range(300))
+    (image,) = gallery.images([42])
+    assert (image.source, image.label, image.width, image.height) == ("gallery #42", "dark", 28, 28)
+    assert np.array_equal(image.pixels, expected.gallery[42].pixels)
+    (query,) = gallery.queries([63])
+    assert np.array_equal(query.pixels, expected.queries[63].pixels)
+    ids, embeddings = gallery.embeddings()
+    assert ids.tolist() == list(range(300))
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_a_quality_build_serves_several_encoders_as_one(build, tmp_path):
     assert build("--quality") == 0
 
-    encoder = load_torchscript(tmp_path / "model_repo" / "image_encoder" / "1" / "model.pt")
+    encoder = load_torchscript(layout.model_file(tmp_path / "model_repo", "image_encoder"))
     assert encoder(torch.rand(2, 3, 28, 28)).shape == (2, 2 + 118)
-    config = (tmp_path / "model_repo" / "vector_similarity" / "config.pbtxt").read_text()
+    config = layout.config_file(tmp_path / "model_repo", "vector_similarity").read_text()
     assert "dims: [120]" in config
 
 
-def test_more_neighbors_than_images_are_all_images(build, tmp_path):
+def test_a_gallery_smaller_than_k_is_padded(build, tmp_path):
     assert build("--limit", "10", "--top-k", "50") == 0
 
-    config = (tmp_path / "model_repo" / "vector_similarity" / "config.pbtxt").read_text()
-    assert 'name: "OUTPUT__0" data_type: TYPE_INT64 dims: [10]' in config
+    index = load_torchscript(layout.model_file(tmp_path / "model_repo", "vector_similarity"))
+    ids, _scores = index(torch.rand(1, 2 + 64))
+    assert sorted(ids[0, :10].tolist()) == list(range(10))
+    assert ids[0, 10:].tolist() == [-1] * 40
+    config = layout.config_file(tmp_path / "model_repo", "vector_similarity").read_text()
+    assert 'name: "OUTPUT__0" data_type: TYPE_INT64 dims: [50]' in config
 
 
-def test_app_and_server_need_no_training_modules(small_build):
-    """What is served is the exported file alone: it loads without the project's code."""
-    import subprocess
-
-    path = small_build / "model_repo" / "image_encoder" / "1" / "model.pt"
-    code = f"import torch; print(torch.jit.load({str(path)!r})(torch.zeros(1, 3, 28, 28)).shape)"
+def test_a_served_encoder_needs_none_of_the_project(small_build):
+    """The exported file alone is served: it loads where the project is not installed."""
+    path = layout.model_file(small_build / "model_repo", "image_encoder")
+    code = (
+        "import sys, torch; "
+        f"print(torch.jit.load({str(path)!r})(torch.zeros(1, 3, 28, 28)).shape); "
+        "assert not any(name.startswith('reverse_image_search') for name in sys.modules)"
+    )
     result = subprocess.run(
         [sys.executable, "-I", "-W", "ignore", "-c", code], capture_output=True, text=True
     )

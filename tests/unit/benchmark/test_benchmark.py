@@ -7,7 +7,7 @@ from reverse_image_search import contract
 from reverse_image_search.benchmark.__main__ import _median_row, _ratios
 from reverse_image_search.benchmark.load_generator import SCENARIOS, TwoCalls
 from reverse_image_search.serving.export import ensemble_config
-from tests.unit.serving.test_export import parse_config
+from tests.unit.serving.test_model_config import parse_config
 
 IMAGES = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
 

@@ -42,9 +42,10 @@ def assert_exact(gallery, queries, top_k):
 
 def test_scores_of_vectors_that_a_reader_can_check():
     gallery = [[0.0, 5.0], [3.0, 4.0], [2.0, 0.0], [-1.0, 0.0]]
-    ids, scores = search(gallery, [[1.0, 0.0], [0.0, 0.1]], top_k=3)
-    assert ids.tolist() == [[2, 1, 0], [0, 1, 2]]
-    assert scores.numpy() == pytest.approx(np.array([[1.0, 0.6, 0.0], [1.0, 0.8, 0.0]]))
+    ids, scores = search(gallery, [[1.0, 0.0], [0.0, 0.1]], top_k=4)
+    assert ids.tolist() == [[2, 1, 0, 3], [0, 1, 2, 3]]
+    expected = np.array([[1.0, 0.6, 0.0, -1.0], [1.0, 0.8, 0.0, 0.0]])
+    assert scores.numpy() == pytest.approx(expected)
     assert ids.dtype == torch.int64
     assert scores.dtype == torch.float32
 
@@ -67,7 +68,7 @@ def test_a_gallery_smaller_than_top_k_is_padded():
     assert (scores[:, 3:] == LOWEST).all()
 
 
-@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 99, 100, 101])
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 99, 100])
 def test_padding_never_takes_the_place_of_a_neighbor(size):
     """Not even where all scores are negative: padding is below every cosine."""
     ids, scores = search(-torch.ones(size, 2), [[1.0, 1.0]], top_k=100)
@@ -117,7 +118,7 @@ def test_exact_with_numbers_of_very_different_sizes():
 
 @pytest.mark.parametrize("length", [1e-38, 1e-20, 1.0, 1e38])
 def test_the_length_of_a_query_does_not_matter(length):
-    ids, scores = search([[3.0, 4.0], [0.0, 1.0]], [[length, 0.0]])
+    ids, scores = search([[3.0, 4.0], [0.0, 1.0]], [[length, 0.0]], top_k=2)
     assert ids.tolist() == [[0, 1]]
     assert scores.numpy() == pytest.approx(np.array([[0.6, 0.0]]))
 

@@ -1,35 +1,18 @@
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import tritonclient
-from google.protobuf import text_format
 from torch import nn
 
-from reverse_image_search import contract
-from reverse_image_search.encoders.embedding import to_pixels
 from reverse_image_search.encoders.fashion import FashionEncoder
-from reverse_image_search.indexes.exact import VectorSimilarity
+from reverse_image_search.indexes.exact import ExactIndex
 from reverse_image_search.serving.export import (
     ExportError,
     check_export,
-    export_torchscript,
     load_torchscript,
-    model_config,
+    write_model_files,
 )
 from reverse_image_search.training.train import fold_batch_norms
-
-
-def parse_config(text: str):
-    """Read a config.pbtxt with Triton's own schema, which refuses every unknown word."""
-    # Loaded by file: the package around it wants gRPC, which the project does not install.
-    path = Path(tritonclient.__path__[0]) / "grpc" / "model_config_pb2.py"
-    spec = importlib.util.spec_from_file_location("model_config_pb2", path)
-    schema = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(schema)
-    return text_format.Parse(text, schema.ModelConfig())
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +30,7 @@ def test_exported_encoder_equals_the_eager_one(encoder, tmp_path, shape):
     path = tmp_path / "1" / "model.pt"
     images = torch.rand(shape)
 
-    export_torchscript(encoder, path)
+    write_model_files({path.name: encoder}, path.parent, input_ndim=4)
     exported = load_torchscript(path)
 
     assert check_export(exported, encoder, images) <= 1e-5
@@ -57,12 +40,12 @@ def test_exported_encoder_equals_the_eager_one(encoder, tmp_path, shape):
 
 def test_exported_similarity_equals_the_eager_one(tmp_path):
     torch.manual_seed(0)
-    similarity = VectorSimilarity(torch.randn(500, 16), top_k=7)
+    index = ExactIndex(torch.randn(500, 16), torch.arange(500), top_k=7)
     path = tmp_path / "1" / "model.pt"
 
-    export_torchscript(similarity, path)
+    write_model_files({path.name: index}, path.parent, input_ndim=2)
 
-    assert check_export(load_torchscript(path), similarity, torch.randn(9, 16)) <= 1e-6
+    assert check_export(load_torchscript(path), index, torch.randn(9, 16)) <= 1e-6
 
 
 def test_exported_similarity_gives_hand_checked_neighbors(tmp_path):
@@ -72,7 +55,8 @@ def test_exported_similarity_gives_hand_checked_neighbors(tmp_path):
     query = torch.tensor([[math.cos(degrees_20), math.sin(degrees_20)]])
     path = tmp_path / "1" / "model.pt"
 
-    export_torchscript(VectorSimilarity(gallery, top_k=3), path)
+    index = ExactIndex(gallery, torch.arange(3), top_k=3)
+    write_model_files({path.name: index}, path.parent, input_ndim=2)
     ids, scores = load_torchscript(path)(query)
 
     assert ids.tolist() == [[0, 1, 2]]
@@ -118,62 +102,24 @@ def test_rounding_is_no_difference():
     assert check_export(Answer(ONES + 1e-6), Answer(ONES), ONES) == pytest.approx(1e-6, rel=0.1)
 
 
-@pytest.mark.parametrize("model", contract.MODELS, ids=lambda model: model.name)
-def test_config_says_what_the_contract_says(model):
-    config = parse_config(model_config(model, "abc123", 96, 20, warmup_dims=(3, 28, 28)))
-    sizes = {"D": 96, "K": 20}
+class Sizes(nn.Module):
+    """Sum over everything but the batch dimension: one number for each image."""
 
-    assert config.name == model.name
-    assert config.platform == "pytorch_libtorch"
-    assert config.max_batch_size == contract.MAX_BATCH_SIZE
-    assert config.HasField("dynamic_batching")
-    assert config.parameters[contract.BUILD_ID_PARAMETER].string_value == "abc123"
-    for served, specs in ((config.input, model.inputs), (config.output, model.outputs)):
-        assert [tensor.name for tensor in served] == [spec.name for spec in specs]
-        assert [tuple(tensor.dims) for tensor in served] == [spec.dims(**sizes) for spec in specs]
-    assert not config.instance_group, "the same repository must run on CPU and GPU"
+    def forward(self, images):
+        return images.sum(dim=(1, 2, 3))
 
 
-def test_config_sets_no_thread_count_that_aborts_the_server():
-    """Two models with INTER_OP_THREAD_COUNT end Triton's libtorch backend at start."""
-    for model in contract.MODELS:
-        config = parse_config(model_config(model, "x", 96, 20, warmup_dims=(96,)))
-        assert "INTER_OP_THREAD_COUNT" not in config.parameters
-        assert config.parameters["INTRA_OP_THREAD_COUNT"].string_value == "1"
+def test_inputs_arrive_reshaped_as_the_configuration_says(tmp_path):
+    """(batch, 1, 3, height, width); a request of (0, 3, h, w) loses its batch dimension."""
+    write_model_files({"model.pt": Sizes()}, tmp_path / "1", input_ndim=4)
+    exported = load_torchscript(tmp_path / "1" / "model.pt")
+
+    assert exported(torch.ones(5, 1, 3, 2, 2)).tolist() == [12.0] * 5
+    assert exported(torch.ones(5, 3, 2, 2)).tolist() == [12.0] * 5
+    assert exported(torch.ones(1, 3, 2, 2)).tolist() == [12.0]
 
 
-def test_warmup_runs_small_and_large_batches():
-    config = parse_config(model_config(contract.IMAGE_ENCODER, "x", 96, 20, (3, 28, 28)))
+def test_files_that_are_no_modules_are_written_as_they_are(tmp_path):
+    write_model_files({"model.py": b"class TritonPythonModel: ..."}, tmp_path / "1", input_ndim=2)
 
-    sizes = [warmup.batch_size for warmup in config.model_warmup]
-    assert sizes[0] == 1
-    assert sizes[-1] == contract.MAX_BATCH_SIZE
-    for warmup in config.model_warmup:
-        assert tuple(warmup.inputs["INPUT__0"].dims) == (3, 28, 28)
-
-
-def test_configs_of_a_build_agree_with_its_model_files(small_build, fashion_mnist):
-    """The numbers in the configuration are those that the files really give."""
-    outputs = to_pixels(fashion_mnist.test_images[:5])
-    for model in contract.MODELS:
-        folder = small_build / "model_repo" / model.name
-        config = parse_config((folder / "config.pbtxt").read_text())
-        inputs = outputs[0] if isinstance(outputs, tuple) else outputs
-        with torch.inference_mode():
-            outputs = load_torchscript(folder / "1" / "model.pt")(inputs)
-
-        (expected,) = config.input
-        assert len(expected.dims) == inputs.dim() - 1
-        assert all(
-            wanted in (-1, given)
-            for wanted, given in zip(expected.dims, inputs.shape[1:], strict=True)
-        )
-        tensors = outputs if isinstance(outputs, tuple) else (outputs,)
-        assert [tuple(tensor.shape) for tensor in tensors] == [
-            (5, *output.dims) for output in config.output
-        ]
-        triton_types = {torch.float32: "TYPE_FP32", torch.int64: "TYPE_INT64"}
-        data_type = config.output[0].DESCRIPTOR.fields_by_name["data_type"].enum_type
-        assert [triton_types[tensor.dtype] for tensor in tensors] == [
-            data_type.values_by_number[output.data_type].name for output in config.output
-        ]
+    assert (tmp_path / "1" / "model.py").read_bytes() == b"class TritonPythonModel: ..."

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reverse_image_search import layout
 from reverse_image_search.client.client import Client
 from reverse_image_search.gallery import Gallery
+from reverse_image_search.layout import gallery_file
 from tests.running import (
     BUILD_TIMEOUT,
     REPO_ROOT,
@@ -162,13 +162,25 @@ def client(triton: Triton) -> Client:
 @pytest.fixture(scope="session")
 def gallery(small_build: Path) -> Gallery:
     """The small build's gallery."""
-    return Gallery(layout.gallery_file(small_build))
+    return Gallery(gallery_file(small_build))
 
 
 @pytest.fixture(scope="session")
-def gallery_embeddings(client: Client, gallery: Gallery) -> np.ndarray:
+def gallery_pixels(gallery: Gallery) -> np.ndarray:
+    """(N, 28, 28) uint8: the gallery's images. Their ids are 0 to N - 1."""
+    return np.stack([image.pixels for image in gallery.images(gallery.ids())])
+
+
+@pytest.fixture(scope="session")
+def query_pixels(gallery: Gallery) -> np.ndarray:
+    """(n, 28, 28) uint8: the example queries. Their ids are 0 to n - 1."""
+    return np.stack([image.pixels for image in gallery.queries(gallery.query_ids())])
+
+
+@pytest.fixture(scope="session")
+def gallery_embeddings(client: Client, gallery_pixels: np.ndarray) -> np.ndarray:
     """(N, D) float32 embeddings of the gallery, as the served encoder gives them: for oracles."""
-    return client.embed([image.pixels for image in gallery.images(gallery.ids())])
+    return client.embed(gallery_pixels)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from reverse_image_search.app.query import Query, choose_query, current_query, p
 from reverse_image_search.app.query_card import query_card
 from reverse_image_search.app.results import majority, results_csv, title_of
 from reverse_image_search.app.server_panel import show_how_it_works
-from reverse_image_search.client.client import Client, TritonError
+from reverse_image_search.client import Client, TritonError
 from reverse_image_search.client.search import Answer, WrongAnswerError, search_gallery
 from reverse_image_search.gallery import Gallery, GalleryError, GalleryImage
 

@@ -1,1 +1,1 @@
-"""How fast the served search is, next to the machine's limit and to what else one could pick."""
+"""How fast the served search is, next to the machine's limit and to other servers."""

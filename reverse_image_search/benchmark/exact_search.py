@@ -1,8 +1,8 @@
-"""The exact search alone, next to FAISS' `IndexFlatIP`: one thread each, taking turns.
+"""The exact index next to FAISS' `IndexFlatIP`: one thread each, taking turns.
 
     python -m reverse_image_search.benchmark.exact_search --output-dir .
 
-Both search the gallery's real embeddings for the 100 nearest of the build's own test images.
+Both search the gallery's real embeddings for the 100 nearest of the build's own queries.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ import faiss
 import numpy as np
 import torch
 
-from reverse_image_search.benchmark.in_process import build_embeddings, median_ms
-from reverse_image_search.indexes.exact import VectorSimilarity
-from reverse_image_search.serving.export import export_torchscript, load_torchscript
+from reverse_image_search.benchmark.in_process import build_embeddings, export_index, median_ms
+from reverse_image_search.serving.export import load_torchscript
 
 _TOP_K = 100
 _QUERIES = (1, 8, 32)  # in one call
-_CALLS = 200  # of each number of queries, a quarter of it for 32
+_CALLS = 200  # per number of queries; a quarter of it for 32
 
 
 def compare(gallery: np.ndarray, queries: np.ndarray) -> list[dict[str, float]]:
-    """Median milliseconds of one call, and how far the scores of both are apart.
+    """Median milliseconds of one call, and the largest difference of the scores.
 
     Parameters
     ----------
@@ -37,16 +36,14 @@ def compare(gallery: np.ndarray, queries: np.ndarray) -> list[dict[str, float]]:
 
     Returns
     -------
-    a row for each number of queries in a call: queries, faiss_ms, here_ms, score_difference
+    a row per number of queries in a call: queries, faiss_ms, here_ms, score_difference
     """
     faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)
     index = faiss.IndexFlatIP(gallery.shape[1])
     index.add(gallery)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "1" / "model.pt"
-        export_torchscript(VectorSimilarity(torch.from_numpy(gallery), _TOP_K), path)
-        model = load_torchscript(path)
+        model = load_torchscript(export_index(torch.from_numpy(gallery), _TOP_K, Path(folder)))
     rows = []
     with torch.inference_mode():
         for size in _QUERIES:
@@ -76,18 +73,18 @@ def compare(gallery: np.ndarray, queries: np.ndarray) -> list[dict[str, float]]:
 
 
 def measure_steps(gallery: np.ndarray, queries: np.ndarray) -> list[dict]:
-    """Median milliseconds of what a search could be made of, for 1 and for 32 queries at once."""
+    """Median milliseconds of the steps that a search may consist of, for 1 and for 32 queries."""
     torch.set_num_threads(1)
     rows = torch.from_numpy(gallery)
     columns = rows.t().contiguous()
     batches = [torch.from_numpy(queries[:size]) for size in (1, 32)]
     scores = [batch @ columns for batch in batches]
-    groups = [part[:, : part.shape[1] // 32 * 32].unflatten(1, (-1, 32)) for part in scores]
+    groups = [part[:, : part.shape[1] // 64 * 64].unflatten(1, (-1, 64)) for part in scores]
     steps: dict[str, list[Callable[[], object]]] = {
         "product, vectors as rows": [lambda b=batch: torch.mm(b, rows.t()) for batch in batches],
         "product, dimensions as rows": [lambda b=batch: torch.mm(b, columns) for batch in batches],
         "top 100 of all scores": [lambda s=part: s.topk(_TOP_K) for part in scores],
-        "maxima of groups of 32": [lambda g=group: g.amax(2) for group in groups],
+        "maxima of groups of 64": [lambda g=group: g.amax(2) for group in groups],
     }
     with torch.inference_mode():
         return [

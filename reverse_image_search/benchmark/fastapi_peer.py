@@ -1,9 +1,9 @@
 """A peer: the same models behind FastAPI, served by uvicorn.
 
-    python -m reverse_image_search.benchmark.fastapi_peer --model-repo model_repo --port 8100
+    python -m reverse_image_search.benchmark.fastapi_peer --output-dir . --port 8100
 
-``POST /predict`` takes the float32 pixels of one image as they are, and answers with int64 ids
-followed by float32 scores.
+``POST /predict`` takes the raw float32 pixels of one image (3, height, width) and answers with
+int64 ids followed by float32 scores; its query parameter ``width`` is the image's.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ from fastapi import FastAPI, Request, Response
 
 from reverse_image_search.benchmark.in_process import load_models
 
-_IMAGE_SHAPE = (3, 28, 28)
-_PROCESSES = 2  # one for each processor of the machine that this was tuned on, of 1 thread each
-_MODEL_REPO = "BENCHMARK_MODEL_REPO"  # an environment variable, for the worker processes
+_PROCESSES = 2  # of one thread each; the machine that this was tuned on has two processors
+_OUTPUT_DIR = "BENCHMARK_OUTPUT_DIR"  # an environment variable, for the worker processes
 
 
 def make_app() -> FastAPI:
     """The models behind one endpoint, run in a thread beside the event loop."""
     torch.set_num_threads(1)
-    encoder, similarity = load_models(Path(os.environ[_MODEL_REPO]))
+    encoder, similarity = load_models(Path(os.environ[_OUTPUT_DIR]))
     thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
     app = FastAPI()
 
-    def search(body: bytes) -> bytes:
-        pixels = np.frombuffer(body, np.float32).reshape(1, *_IMAGE_SHAPE).copy()
+    def search(body: bytes, width: int) -> bytes:
+        pixels = np.frombuffer(body, np.float32).reshape(1, 3, -1, width).copy()
         with torch.inference_mode():
             ids, scores = similarity(encoder(torch.from_numpy(pixels)))
         return ids.numpy().tobytes() + scores.numpy().tobytes()
 
     async def predict(request: Request) -> Response:
-        body = await request.body()
-        answer = await asyncio.get_running_loop().run_in_executor(thread, search, body)
+        body, width = await request.body(), int(request.query_params["width"])
+        answer = await asyncio.get_running_loop().run_in_executor(thread, search, body, width)
         return Response(answer, media_type="application/octet-stream")
 
-    # A plain route: there is nothing to validate in a body of bytes.
+    # A plain route: raw bytes need no validation.
     app.add_route("/predict", predict, methods=["POST"])
+    app.add_route("/health", lambda _request: Response())
     return app
 
 
 def main() -> int:
-    """Serve until killed."""
+    """Serve until stopped."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--model-repo", required=True)
+    parser.add_argument("--output-dir", required=True)
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()
-    os.environ[_MODEL_REPO] = options.model_repo
+    os.environ[_OUTPUT_DIR] = options.output_dir
     uvicorn.run(
         "reverse_image_search.benchmark.fastapi_peer:make_app",
         factory=True,

@@ -2,7 +2,7 @@
 
     python -m reverse_image_search.benchmark.growth --output-dir .
 
-Real embeddings of the build, repeated with noise, so that the neighbourhoods stay real. Each size
+Real embeddings of the build, repeated with noise, so that the neighborhoods stay real. Each size
 is built, saved and measured in a process of its own, which bounds the memory and shows its peak.
 """
 
@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reverse_image_search.benchmark.in_process import build_embeddings, median_ms
-from reverse_image_search.indexes.exact import VectorSimilarity
-from reverse_image_search.serving.export import export_torchscript, load_torchscript
+from reverse_image_search.benchmark.in_process import build_embeddings, export_index, median_ms
+from reverse_image_search.benchmark.measurements import describe_machine
+from reverse_image_search.serving.export import load_torchscript
 
-_NOISE = 0.02  # standard deviation, of each number of a unit vector
+_NOISE = 0.02  # standard deviation, per component of a unit vector
 _BATCH_SIZE = 32
+_TOP_K = 100
 
 
 def main() -> int:
@@ -40,15 +41,13 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in options.sizes:
-            path = Path(folder) / str(size) / "model.pt"
-            _in_process(context, _write, embeddings, size, path)
+            path = _in_process(context, _write, embeddings, size, Path(folder) / str(size))
             rows.append(_in_process(context, _measure, embeddings, size, path))
             path.unlink()
             print(json.dumps(rows[-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
     if options.plot:
-        from reverse_image_search.benchmark.__main__ import describe_machine
         from reverse_image_search.benchmark.plot import plot_growth
 
         plot_growth(rows, describe_machine(), options.plot)
@@ -60,7 +59,7 @@ def _in_process(context, function, *arguments):
         return pool.apply(function, arguments)
 
 
-def _write(embeddings: np.ndarray, size: int, path: Path) -> None:
+def _write(embeddings: np.ndarray, size: int, folder: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     originals = torch.from_numpy(embeddings)
     gallery = torch.empty(size, originals.shape[1])
@@ -68,7 +67,7 @@ def _write(embeddings: np.ndarray, size: int, path: Path) -> None:
         part = originals[: size - start]
         noise = _NOISE * torch.randn(part.shape, generator=generator) if start else 0
         gallery[start : start + len(part)] = part + noise
-    export_torchscript(VectorSimilarity(gallery), path)
+    return export_index(gallery, _TOP_K, folder)
 
 
 def _measure(embeddings: np.ndarray, size: int, path: Path) -> dict:

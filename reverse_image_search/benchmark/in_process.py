@@ -1,6 +1,6 @@
-"""The limit: the two served TorchScript files, called in a process of its own, nothing around them.
+"""The machine's limit: the two served TorchScript files called directly, in one process.
 
-python -m reverse_image_search.benchmark.in_process --model-repo model_repo --threads 1 ...
+python -m reverse_image_search.benchmark.in_process --output-dir . --threads 1 ...
 """
 
 from __future__ import annotations
@@ -16,32 +16,47 @@ import numpy as np
 import torch
 
 from reverse_image_search import contract
-from reverse_image_search.encoders.embedding import embed_images, to_pixels
-from reverse_image_search.gallery import open_gallery
-from reverse_image_search.serving.export import load_torchscript
+from reverse_image_search.benchmark.query_tensors import query_tensors
+from reverse_image_search.gallery import Gallery
+from reverse_image_search.indexes.exact import ExactIndex
+from reverse_image_search.layout import (
+    FIRST_VERSION,
+    MODEL_FILENAME,
+    MODEL_REPO,
+    gallery_file,
+    model_file,
+)
+from reverse_image_search.serving.export import load_torchscript, write_model_files
 
 
-def load_models(model_repo: Path) -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
-    """The image encoder and the vector similarity of a model repository."""
+def load_models(output_dir: Path) -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
+    """The image encoder and the vector similarity of a build."""
     encoder, similarity = (
-        load_torchscript(model_repo / model.name / "1" / "model.pt") for model in contract.MODELS
+        load_torchscript(model_file(output_dir / MODEL_REPO, model.name))
+        for model in contract.MODELS
     )
     return encoder, similarity
 
 
 def build_embeddings(output_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (N, D) of a build's gallery and (n, D) of its test images, n at most 1,000."""
-    encoder, _ = load_models(output_dir / "model_repo")
-    gallery = open_gallery(output_dir / "gallery")
-    images, queries = (
-        torch.from_numpy(np.array(images))
-        for images in (gallery.images, gallery.query_images[:1000])
-    )
-    return embed_images(encoder, images).numpy(), embed_images(encoder, queries).numpy()
+    """Embeddings (N, D) of a build's gallery and (n, D) of its queries, n at most 1,000."""
+    encoder, _ = load_models(output_dir)
+    _, embeddings = Gallery(gallery_file(output_dir)).embeddings()
+    with torch.inference_mode():
+        batches = torch.from_numpy(query_tensors(output_dir, 1000)).split(100)
+        queries = torch.cat([encoder(batch) for batch in batches])
+    return embeddings, queries.numpy()
+
+
+def export_index(embeddings: torch.Tensor, top_k: int, folder: Path) -> Path:
+    """TorchScript file, in the new `folder`, of an exact index of embeddings (N, D) float32."""
+    index = ExactIndex(embeddings, torch.arange(len(embeddings)), top_k)
+    write_model_files({MODEL_FILENAME: index}, folder / FIRST_VERSION, input_ndim=2)
+    return folder / FIRST_VERSION / MODEL_FILENAME
 
 
 def median_ms(search: Callable[[], object], least: int = 5, seconds: float = 1.0) -> float:
-    """Median milliseconds of a call; three warm up, then `least` of them or `seconds` long."""
+    """Median milliseconds of a call, of at least `least` calls and `seconds`, after three more."""
     for _ in range(3):
         search()
     times: list[float] = []
@@ -53,21 +68,21 @@ def median_ms(search: Callable[[], object], least: int = 5, seconds: float = 1.0
 
 
 def measure(
-    model_repo: Path, images: torch.Tensor, batch_sizes: list[int], seconds: float
+    output_dir: Path, images: torch.Tensor, batch_sizes: list[int], seconds: float
 ) -> dict[int, dict]:
     """Queries per second and latency of whole searches, by batch size; `model_ms` is each model's
     own share of the mean.
 
     Parameters
     ----------
-    images : (n, height, width) uint8, n at least the largest batch size
-    seconds : for each batch size, after as long a warm-up as a fifth of it
+    images : (n, 3, height, width) float32, n at least the largest batch size
+    seconds : for each batch size, after a warm-up of a fifth of it
     """
-    encoder, similarity = load_models(model_repo)
+    encoder, similarity = load_models(output_dir)
     report = {}
     with torch.inference_mode():
         for size in batch_sizes:
-            batches = [to_pixels(part) for part in images.split(size) if len(part) == size]
+            batches = [part for part in images.split(size) if len(part) == size]
             latencies: list[float] = []
             encoder_seconds = 0.0
             begin = time.perf_counter() + seconds / 5
@@ -94,15 +109,14 @@ def measure(
 def main() -> int:
     """Print the report as JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--model-repo", type=Path, required=True)
-    parser.add_argument("--images", type=Path, required=True, help=".npy, (n, height, width) uint8")
+    parser.add_argument("--output-dir", type=Path, required=True, help="of a build")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
     parser.add_argument("--seconds", type=float, default=2.0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    images = torch.from_numpy(np.load(options.images, mmap_mode="r")[:256].copy())
-    print(json.dumps(measure(options.model_repo, images, options.batch_sizes, options.seconds)))
+    images = torch.from_numpy(query_tensors(options.output_dir, 256))
+    print(json.dumps(measure(options.output_dir, images, options.batch_sizes, options.seconds)))
     return 0
 
 

@@ -1,9 +1,9 @@
 """A peer: the same models behind LitServe, which batches requests for the workers behind it.
 
-    python -m reverse_image_search.benchmark.litserve_peer --model-repo model_repo --port 8100
+    python -m reverse_image_search.benchmark.litserve_peer --output-dir . --port 8100
 
-LitServe reads JSON, so the float32 pixels travel as base64, and so does the answer: int64 ids
-followed by float32 scores.
+LitServe reads JSON, so the float32 pixels travel as base64 beside the image's width, and so does
+the answer: int64 ids followed by float32 scores.
 """
 
 from __future__ import annotations
@@ -20,28 +20,27 @@ from torch import Tensor
 
 from reverse_image_search.benchmark.in_process import load_models
 
-_IMAGE_SHAPE = (3, 28, 28)
 _BATCH_SIZE = 32
 _BATCH_DELAY = 0.002  # seconds that a batch waits for more requests
-_PROCESSES = 2  # one for each processor of the machine that this was tuned on, of 1 thread each
+_PROCESSES = 2  # of one thread each; the machine that this was tuned on has two processors
 
 
 class Search(litserve.LitAPI):
     """Both models, one after the other, on a batch of images."""
 
-    def __init__(self, model_repo: Path) -> None:
+    def __init__(self, output_dir: Path) -> None:
         super().__init__(max_batch_size=_BATCH_SIZE, batch_timeout=_BATCH_DELAY)
-        self._model_repo = model_repo
+        self._output_dir = output_dir
 
     def setup(self, _device: str) -> None:
         """Load the models, once in each worker."""
         torch.set_num_threads(1)
-        self._encoder, self._similarity = load_models(self._model_repo)
+        self._encoder, self._similarity = load_models(self._output_dir)
 
     def decode_request(self, request: dict) -> Tensor:
         """Pixels of one image."""
         pixels = np.frombuffer(base64.b64decode(request["pixels"]), np.float32)
-        return torch.from_numpy(pixels.reshape(_IMAGE_SHAPE).copy())
+        return torch.from_numpy(pixels.reshape(3, -1, request["width"]).copy())
 
     def batch(self, inputs: list[Tensor]) -> Tensor:
         """Images of one batch."""
@@ -57,19 +56,19 @@ class Search(litserve.LitAPI):
         return list(zip(*output, strict=True))
 
     def encode_response(self, output: tuple[Tensor, Tensor]) -> dict:
-        """The answer's JSON."""
+        """JSON of the answer."""
         ids, scores = output
         return {"answer": base64.b64encode(ids.numpy().tobytes() + scores.numpy().tobytes())}
 
 
 def main() -> int:
-    """Serve until killed."""
+    """Serve until stopped."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--model-repo", type=Path, required=True)
+    parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()
     server = litserve.LitServer(
-        Search(options.model_repo), accelerator="cpu", workers_per_device=_PROCESSES
+        Search(options.output_dir), accelerator="cpu", workers_per_device=_PROCESSES
     )
     server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False)
     return 0

@@ -1,7 +1,7 @@
-"""Load on a server from a process of its own: N clients, each asks as soon as it is answered.
+"""N clients that search without pause, in a process of their own.
 
-One thread drives all connections by hand and sends requests that were made beforehand, so that the
-generator takes little of the processors that the server needs; it reports what it took.
+One thread drives all connections and sends requests that were made beforehand, so that the
+generator takes little processor time from the server; it reports how much it took.
 
     python -m reverse_image_search.benchmark.load_generator --scenario two_calls --clients 32 ...
 """
@@ -24,27 +24,30 @@ import numpy as np
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from reverse_image_search import contract
-from reverse_image_search.client.client import to_tensor
+from reverse_image_search.benchmark.query_tensors import query_tensors
 
 _PREPARED_QUERIES = 256  # different images in turn
 _HEADER_LENGTH = b"\r\ninference-header-content-length:"
 
 
 class Scenario(ABC):
-    """The requests of one query, one after the other."""
+    """The requests of one query, one after the other.
+
+    Parameters
+    ----------
+    images : (n, 3, height, width) float32 RGB, 0 to 1
+    """
 
     def __init__(self, host: str, images: np.ndarray) -> None:
-        """`images`: (n, height, width) uint8, grey."""
         self._host = host
-        pixels = np.stack([to_tensor(image) for image in images])
-        self.first_requests = [self._first_request(image[None]) for image in pixels]
+        self.first_requests = [self._first_request(image[None]) for image in images]
 
     @abstractmethod
     def _first_request(self, pixels: np.ndarray) -> bytes:
         """Request for one image (1, 3, height, width) float32, RGB, 0 to 1."""
 
     def next_request(self, _step: int, _head: bytes, _body: bytes) -> bytes | None:
-        """What follows the answer to request number `step`; None when it was the last."""
+        """The request after the answer to number `step`; None after the last."""
         return None
 
     def _post(self, path: str, body: bytes, headers: str = "") -> bytes:
@@ -86,7 +89,7 @@ class TwoCalls(Scenario):
         return self._second_head(len(embedding)) + embedding
 
     def _second_head(self, size: int) -> bytes:
-        """The second request without its embedding, which differs in nothing else."""
+        """The second request up to its embedding; only the embedding changes."""
         if not hasattr(self, "_head"):
             example = np.zeros((1, size // 4), np.float32)
             self._head = self._infer(contract.VECTOR_SIMILARITY, example)[:-size]
@@ -94,7 +97,7 @@ class TwoCalls(Scenario):
 
 
 class TwoJsonCalls(Scenario):
-    """As the tutorial's first version asked: pixels and embeddings as JSON numbers."""
+    """As in the first version of this tutorial: pixels and embeddings as JSON numbers."""
 
     def _first_request(self, pixels: np.ndarray) -> bytes:
         return self._infer_json(contract.IMAGE_ENCODER, pixels.shape, pixels.ravel().tolist())
@@ -118,7 +121,8 @@ class Base64Pixels(Scenario):
     """A peer that reads JSON: float32 pixels as base64."""
 
     def _first_request(self, pixels: np.ndarray) -> bytes:
-        body = json.dumps({"pixels": base64.b64encode(pixels.tobytes()).decode()}).encode()
+        encoded = base64.b64encode(pixels.tobytes()).decode()
+        body = json.dumps({"pixels": encoded, "width": pixels.shape[3]}).encode()
         return self._post("/predict", body, "Content-Type: application/json\r\n")
 
 
@@ -127,7 +131,7 @@ class RawPixels(Scenario):
 
     def _first_request(self, pixels: np.ndarray) -> bytes:
         headers = "Content-Type: application/octet-stream\r\n"
-        return self._post("/predict", pixels.tobytes(), headers)
+        return self._post(f"/predict?width={pixels.shape[3]}", pixels.tobytes(), headers)
 
 
 SCENARIOS = {
@@ -140,7 +144,7 @@ SCENARIOS = {
 
 
 class _Connection:
-    """One client: sends the next request when the answer to the last one is complete."""
+    """One client, which sends its next request when the last answer is complete."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.socket = socket.create_connection(address, timeout=30)
@@ -183,7 +187,7 @@ def _field(head: bytes, name: bytes) -> bytes:
 def generate_load(
     scenario: Scenario, address: tuple[str, int], clients: int, warm_up: float, seconds: float
 ) -> dict:
-    """Ask for `warm_up` + `seconds` seconds and report on the latter.
+    """Search for `warm_up` + `seconds` seconds and report on the latter.
 
     Returns
     -------
@@ -250,13 +254,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--scenario", choices=SCENARIOS, required=True)
-    parser.add_argument("--images", type=Path, required=True, help=".npy, (n, height, width) uint8")
+    parser.add_argument("--output-dir", type=Path, required=True, help="of a build")
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--warm-up", type=float, default=1.0, help="seconds")
     parser.add_argument("--seconds", type=float, default=5.0)
     options = parser.parse_args()
     url = urlsplit(options.url)
-    images = np.load(options.images, mmap_mode="r")[:_PREPARED_QUERIES]
+    images = query_tensors(options.output_dir, _PREPARED_QUERIES)
     scenario = SCENARIOS[options.scenario](url.netloc, images)
     try:
         report = generate_load(

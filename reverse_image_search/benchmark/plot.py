@@ -1,4 +1,4 @@
-"""Pictures of the benchmarks."""
+"""Plots of the benchmarks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 
 def plot_load(rows: list[dict], machine: str, path: Path) -> None:
-    """Latency against throughput, one line for each way to serve."""
+    """Latency against throughput, one line per server."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for name in dict.fromkeys(row["name"] for row in rows if row["clients"]):

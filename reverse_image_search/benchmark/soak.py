@@ -1,10 +1,10 @@
-"""Search without pause for minutes or hours, and tell what grew, slowed down or went wrong.
+"""Search without pause for minutes or hours, and report what grew, slowed down or went wrong.
 
     python -m reverse_image_search.benchmark.soak --minutes 30 --clients 32
 
-Run it from the repository root, beside a server of the local runtime. Each client asks for
-pictures of the gallery, which must find themselves, as soon as it is answered. Ends with exit code
-1 when there was an error or a wrong answer, when a process's memory is not flat, or when the
+Run it next to a server of the local runtime. Each client searches with gallery images, one after
+the other; every answer must equal the one before the run, in which the image found itself. The
+exit code is 1 after an error or a wrong answer, when a process's memory is not flat, or when the
 slowest answers are slower at the end than at the start.
 """
 
@@ -24,28 +24,47 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from reverse_image_search.client.client import Client, TritonError
-from reverse_image_search.gallery import Gallery, open_gallery
-from reverse_image_search.layout import REPOSITORY_ROOT
+from reverse_image_search.client import Client, TritonError
+from reverse_image_search.client.search import WrongAnswerError, check_identity
+from reverse_image_search.gallery import Gallery, GalleryError
+from reverse_image_search.layout import REPOSITORY_ROOT, START_COMMAND, gallery_file
 
+_QUERIES = 256  # different images in turn
+_TOLERANCE = 1e-4  # of a score: the batch that a query shares changes rounding
 _SAMPLE_INTERVAL = 1.0  # seconds
-# What comes before is not judged: caches fill, and the allocator finds its size.
-_WARM_UP = 1 / 3  # of the run, for memory
+# Memory is judged after this share of the run: first, caches fill and the allocator grows.
+_WARM_UP = 1 / 3
 _WINDOW = 1 / 5  # of the run: its first and its last part are compared for latency
 # Printed, so that a slow minute can be told from a server that gets slower.
 _TENTHS = [(tenth / 10, (tenth + 1) / 10) for tenth in range(10)]
 _FLAT = 16.0  # MB that a process may grow by over the judged part of the run
 
 
+@dataclass(frozen=True)
+class Question:
+    """A gallery image and its right answer.
+
+    Attributes
+    ----------
+    pixels : (height, width) or (height, width, 3) uint8
+    best_ids : of the image itself and of those that score the same
+    scores : (K,) float32
+    """
+
+    pixels: np.ndarray
+    best_ids: set[int]
+    scores: np.ndarray
+
+
 @dataclass
 class Soak:
-    """Clients that search, and what they met."""
+    """Clients that search, and their results."""
 
     client: Client
-    gallery: Gallery
+    questions: list[Question]
     seconds: float
     started: float = field(default_factory=time.monotonic)
-    # One of (2 * answers,) for each client: when, latency, when, latency, ... in seconds.
+    # One (2 * answers,) per client: when, latency, when, latency, ... in seconds.
     timings: list[array] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -56,23 +75,22 @@ class Soak:
         timings = array("f")  # 8 bytes an answer: this process's memory is watched as well
         self.timings.append(timings)
         while (begin := time.monotonic() - self.started) < self.seconds:
-            query_id = rng.randrange(len(self.gallery))
-            image = self.gallery.images[query_id]
+            question = rng.choice(self.questions)
             try:
-                neighbors = self.client.search([image])
+                ids, scores = self.client.search([question.pixels])
             except TritonError as error:
                 self.errors.append(str(error))
                 continue
             now = time.monotonic() - self.started
             timings.extend((now, now - begin))
-            # Not by its id: the dataset holds some pictures twice.
-            found = self.gallery.images[neighbors.ids[0, 0]]
-            if not np.array_equal(found, image) or abs(neighbors.scores[0, 0] - 1) > 1e-4:
-                self.wrong.append(f"gallery image {query_id} finds {neighbors.ids[0, :3]}")
+            if int(ids[0, 0]) not in question.best_ids or not np.allclose(
+                scores[0], question.scores, rtol=0, atol=_TOLERANCE
+            ):
+                self.wrong.append(f"{ids[0, :3]} is not one of {sorted(question.best_ids)}")
 
     @property
     def answers(self) -> np.ndarray:
-        """(n, 2) seconds: when, since the start, and after how long."""
+        """(n, 2) seconds: time since the start, and latency."""
         return np.concatenate([np.asarray(part) for part in self.timings]).reshape(-1, 2)
 
     def p99(self, begin: float, end: float) -> float:
@@ -101,13 +119,18 @@ def main() -> int:
     processes = _processes(port)
     if not processes:
         print(
-            f"No tritonserver of this machine serves port {port}. Start it with "
-            "RUNTIME=local reverse_image_search/bin/start_inference_server_cpu.sh",
+            f"soak: no tritonserver of this machine serves port {port}. Start it with "
+            f"RUNTIME=local {START_COMMAND}",
             file=sys.stderr,
         )
         return 1
-    gallery = open_gallery(options.gallery)
-    soak = Soak(Client(options.url), gallery, 60 * options.minutes)
+    client = Client(options.url)
+    try:
+        questions = ask_beforehand(client, Gallery(gallery_file(options.output_dir)))
+    except (GalleryError, TritonError, WrongAnswerError) as error:
+        print(f"soak: {error}", file=sys.stderr)
+        return 1
+    soak = Soak(client, questions, 60 * options.minutes)
     threads = [
         threading.Thread(target=soak.search_until_the_end, args=(seed,), daemon=True)
         for seed in range(options.clients)
@@ -120,8 +143,29 @@ def main() -> int:
     return _report(soak, memory, _processes(port) == processes, options.p99_tolerance)
 
 
+def ask_beforehand(client: Client, gallery: Gallery, seed: int = 0) -> list[Question]:
+    """Gallery images and the answers to them; each must find itself.
+
+    Raises
+    ------
+    WrongAnswerError : the server is of another build, or an image does not find itself
+    GalleryError, TritonError : gallery or server does not answer
+    """
+    check_identity(client, gallery)
+    ids = np.random.default_rng(seed).permutation(gallery.ids())[:_QUERIES]
+    questions = []
+    for image in gallery.images(ids):
+        (found,), (scores,) = client.search([image.pixels])
+        best_ids = set(found[scores >= scores[0] - _TOLERANCE].tolist())
+        # A dataset may hold an image twice.
+        if all(image.sha256 != best.sha256 for best in gallery.images(best_ids)):
+            raise WrongAnswerError(f"gallery image {image.id} finds {sorted(best_ids)}")
+        questions.append(Question(image.pixels, best_ids, scores))
+    return questions
+
+
 def _processes(http_port: int) -> dict[str, int]:
-    """Process ids by role: the server, one process for each model, and this one."""
+    """Process ids by role: the server, one process per model, and this one."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -200,11 +244,11 @@ def _parse() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--url", default=f"http://127.0.0.1:{port}", help="Triton's HTTP endpoint")
-    parser.add_argument("--gallery", type=Path, default=folder / "gallery", help="of that build")
+    parser.add_argument("--output-dir", type=Path, default=folder, help="of the served build")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--p99-tolerance", type=float, default=0.2, metavar="SHARE",
-                        help="by which p99 may rise from start to end")  # fmt: skip
+                        help="that p99 may rise by from start to end")  # fmt: skip
     return parser.parse_args()
 
 

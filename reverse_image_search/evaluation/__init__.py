@@ -1,1 +1,1 @@
-"""How good the search is: metrics, disturbed copies of images, and the report on a served build."""
+"""How good the search is: metrics, perturbed copies, and the report on a served build."""

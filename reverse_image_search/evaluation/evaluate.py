@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from reverse_image_search.client.client import Client, Neighbors, TritonError
+from reverse_image_search.client import Client, Neighbors, TritonError
 from reverse_image_search.client.search import WrongAnswerError, check_identity
 from reverse_image_search.evaluation.baselines import Embed, make_baselines, pixels_of_one_size
 from reverse_image_search.evaluation.copies import ALL, KINDS, make_copies

@@ -11,7 +11,7 @@ matplotlib.use("Agg")  # files only, no window
 
 from matplotlib import pyplot as plt
 
-from reverse_image_search.client.client import Neighbors
+from reverse_image_search.client import Neighbors
 from reverse_image_search.evaluation.examples import Examples
 from reverse_image_search.evaluation.metrics import Scores, bootstrap_interval, recall_at
 

@@ -33,7 +33,7 @@ def score_category_level(
     gallery_embeddings: np.ndarray,
     gallery_labels: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Category-level retrieval: how well a ranking of the whole gallery puts the query's class first.
+    """Category-level retrieval: how far a ranking of the gallery puts the query's class first.
 
     Parameters
     ----------

@@ -1,6 +1,8 @@
-import json
+import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,50 +10,198 @@ import pytest
 from reverse_image_search.gallery import (
     Gallery,
     GalleryError,
-    open_gallery,
-    read_build_id,
-    write_gallery,
+    GalleryImage,
+    GalleryMetadata,
+    GalleryWriter,
+    make_thumbnail,
+    pixel_digest,
 )
 from tests.running import REPO_ROOT
 
 BUILD_COMMAND = "reverse_image_search/bin/build_models.sh"
+METADATA = GalleryMetadata("gallery1", "encoder1", "Shoes", ["Bag", "Boot"], 28, 28, True, True)
+
+
+def image(number: int, label: str | None = "Boot") -> GalleryImage:
+    pixels = np.full((2, 3), 10 * number, np.uint8)
+    source = f"shoes/{number}.png"
+    return GalleryImage(number, source, label, 3, 2, pixel_digest(pixels), make_thumbnail(pixels))
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A gallery of three boots and bags on disk, with two queries."""
-    write_gallery(
-        tmp_path / "gallery",
-        Gallery(
-            build_id="abc123",
-            dataset="Fashion-MNIST",
-            class_names=["Bag", "Boot"],
-            images=np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2),
-            labels=np.array([1, 0, 1]),
-            query_images=np.full((2, 2, 2), 7, np.uint8),
-            query_labels=np.array([0, 1]),
-        ),
-    )
-    return tmp_path / "gallery"
+def path(tmp_path: Path) -> Path:
+    """A gallery of four images with gaps in their ids, and of three queries."""
+    path = tmp_path / "gallery" / "gallery.sqlite"
+    with GalleryWriter(path) as writer:
+        writer.add_images([image(2), image(3, "Bag"), image(7), image(20, None)])
+        writer.add_queries([image(0, "Bag"), image(1), image(5, "Bag")])
+        writer.add_embeddings(np.array([2, 3, 7, 20]), np.eye(4, 5, dtype=np.float32))
+        writer.set_metadata(METADATA)
+    return path
 
 
-def test_what_was_written_is_read(folder):
-    gallery = open_gallery(folder)
+def test_what_was_written_is_read(path):
+    gallery = Gallery(path)
 
-    assert len(gallery) == 3
-    assert gallery.build_id == read_build_id(folder) == "abc123"
-    assert gallery.images[2].tolist() == [[8, 9], [10, 11]]
-    assert gallery.labels.tolist() == [1, 0, 1]
-    assert gallery.query_images.shape == (2, 2, 2)
-    assert [gallery.label_name(i) for i in range(3)] == ["Boot", "Bag", "Boot"]
-    assert gallery.source_name(2) == "Fashion-MNIST train #2"
+    assert gallery.metadata == METADATA
+    assert (gallery.gallery_id, gallery.encoder_id) == ("gallery1", "encoder1")
+    assert len(gallery) == 4
+    assert gallery.ids().tolist() == [2, 3, 7, 20]
+    assert gallery.labels() == ["Boot", "Bag", "Boot", None]
+    assert gallery.images([7, 2, 7]) == [image(7), image(2), image(7)]
+    assert gallery.images([7])[0].pixels.tolist() == [[70, 70, 70], [70, 70, 70]]
+    ids, embeddings = gallery.embeddings()
+    assert ids.tolist() == [2, 3, 7, 20]
+    assert (embeddings == np.eye(4, 5)).all()
+    assert gallery.query_count == 3
+    assert gallery.queries([5, 0]) == [image(5, "Bag"), image(0, "Bag")]
 
 
-def test_images_stay_on_disk_until_they_are_looked_at(folder):
-    gallery = open_gallery(folder)
+def test_ids_by_label(path):
+    gallery = Gallery(path)
 
-    assert isinstance(gallery.images, np.memmap)
-    assert not gallery.images.flags.writeable
+    assert gallery.ids("Boot").tolist() == [2, 7]
+    assert gallery.query_ids().tolist() == [0, 1, 5]
+    assert gallery.query_ids("Bag").tolist() == [0, 5]
+    assert gallery.query_ids("Hat").tolist() == []
+
+
+@pytest.mark.parametrize("ids", [[4], [2, -1], [10**18]])
+def test_ids_that_the_gallery_does_not_have(path, ids):
+    with pytest.raises(KeyError):
+        Gallery(path).images(ids)
+
+
+def test_more_ids_than_one_statement_takes(tmp_path):
+    path = tmp_path / "gallery.sqlite"
+    with GalleryWriter(path) as writer:
+        writer.add_images(
+            GalleryImage(i, str(i), None, 1, 1, b"", make_thumbnail(np.zeros((1, 1), np.uint8)))
+            for i in range(1201)
+        )
+        writer.set_metadata(METADATA)
+
+    found = Gallery(path).images(range(1200, -1, -1))
+
+    assert [each.id for each in found] == list(range(1200, -1, -1))
+
+
+def test_an_id_is_never_given_twice(path):
+    """What an update relies on: the id of a removed image does not come back."""
+
+    with sqlite3.connect(path) as database:
+        database.execute("DELETE FROM images WHERE id = 20")
+        columns = "source, label, width, height, sha256, thumbnail"
+        database.execute(f"INSERT INTO images ({columns}) VALUES ('x', NULL, 1, 1, x'', x'')")
+
+    assert Gallery(path).ids().tolist() == [2, 3, 7, 21]
+
+
+def test_readable_where_nobody_may_write(path, tmp_path):
+    """As on a read-only mount: no journal or lock file beside the gallery."""
+    path.chmod(0o444)
+    path.parent.chmod(0o555)
+    try:
+        # In a process without root's rights, which would let it write anywhere.
+        code = (
+            "import sys; from pathlib import Path\n"
+            "from reverse_image_search.gallery import Gallery\n"
+            "gallery = Gallery(Path(sys.argv[1]))\n"
+            "print(len(gallery), gallery.images([7])[0].label)"
+        )
+        result = run_as_nobody([sys.executable, "-c", code, path], cwd=REPO_ROOT)
+        files = list(path.parent.iterdir())
+    finally:
+        path.parent.chmod(0o755)
+    assert result.stdout.split() == ["4", "Boot"], result.stderr
+    assert files == [path]
+
+
+def test_a_writer_that_fails_leaves_no_readable_gallery(tmp_path):
+    path = tmp_path / "gallery.sqlite"
+
+    def fail():
+        yield image(1)
+        raise RuntimeError
+
+    with GalleryWriter(path) as writer, pytest.raises(RuntimeError):
+        writer.add_images(fail())
+
+    with pytest.raises(GalleryError):
+        Gallery(path)
+
+
+def test_threads_share_a_gallery(path):
+    gallery = Gallery(path)
+    ids = [[2, 3], [7], [20, 2], [3]] * 200
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(gallery.images, ids))
+
+    assert [[each.id for each in images] for images in found] == ids
+
+
+def test_missing_gallery_names_the_build_command(tmp_path):
+    path = tmp_path / "gallery.sqlite"
+
+    with pytest.raises(GalleryError, match=f"no gallery at {path}.*{BUILD_COMMAND}"):
+        Gallery(path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut short", "foreign", "no metadata"])
+def test_damaged_file_is_named(path, damage):
+
+    content = path.read_bytes()
+    if damage == "no metadata":
+        with sqlite3.connect(path) as database:
+            database.execute("DELETE FROM metadata WHERE key = 'encoder_id'")
+    else:
+        path.write_bytes(
+            {"empty": b"", "cut short": content[:-1], "foreign": b"text " * 1000}[damage]
+        )
+
+    with pytest.raises(GalleryError, match=f"{path} cannot be read.*{BUILD_COMMAND}"):
+        Gallery(path)
+
+
+def test_damage_behind_the_first_page_is_named_when_it_is_met(path):
+    content = bytearray(path.read_bytes())
+    page = int.from_bytes(content[16:18], "big")
+    content[page:] = b"\xff" * (len(content) - page)
+    path.write_bytes(content)
+
+    with pytest.raises(GalleryError, match=f"{path} cannot be read.*{BUILD_COMMAND}"):
+        Gallery(path).images([2])
+
+
+def test_grayscale_and_rgb_of_the_same_pixels_have_one_digest():
+    gray = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    rgb = np.stack([gray] * 3, axis=-1)
+    other = rgb.copy()
+    other[0, 0, 0] += 1
+
+    assert pixel_digest(gray) == pixel_digest(rgb) != pixel_digest(other)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "size"),
+    [
+        ((28, 28), b"\x89PNG", (28, 28)),
+        ((64, 10, 3), b"\x89PNG", (64, 10, 3)),
+        ((65, 65), b"RIFF", (65, 65, 3)),
+        ((300, 600, 3), b"RIFF", (128, 256, 3)),
+    ],
+)
+def test_thumbnails(shape, kind, size):
+    pixels = np.full(shape, 77, np.uint8)
+
+    file = make_thumbnail(pixels)
+
+    assert file[:4] == kind
+    shown = GalleryImage(1, "x", None, 1, 1, b"", file).pixels
+    assert shown.shape == size
+    assert abs(shown.astype(int) - 77).max() <= 1
 
 
 def test_app_side_needs_no_torch():
@@ -61,47 +211,3 @@ def test_app_side_needs_no_torch():
         "reverse_image_search.client.search; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT).returncode == 0
-
-
-def test_missing_gallery_names_the_build_command(tmp_path):
-    with pytest.raises(GalleryError, match=f"no gallery at {tmp_path}.*{BUILD_COMMAND}"):
-        open_gallery(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["images", "labels", "query_images", "query_labels"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut short", "foreign"])
-def test_damaged_array_is_named(folder, name, damage):
-    path = folder / f"{name}.npy"
-    content = path.read_bytes()
-    path.unlink()
-    if damage != "missing":
-        path.write_bytes(
-            {"empty": b"", "cut short": content[:-1], "foreign": b"no array" * 20}[damage]
-        )
-
-    with pytest.raises(GalleryError, match=f"{name}.npy.*{BUILD_COMMAND}"):
-        open_gallery(folder)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"build_id": "abc123"}'])
-def test_damaged_manifest_is_named(folder, content):
-    (folder / "manifest.json").write_text(content)
-
-    for read in (open_gallery, read_build_id):
-        with pytest.raises(GalleryError, match=f"manifest.json.*{BUILD_COMMAND}"):
-            read(folder)
-
-
-def test_arrays_of_different_lengths_are_refused(folder):
-    np.save(folder / "labels.npy", np.array([1, 0]))
-
-    with pytest.raises(GalleryError, match="3 images but 2 labels"):
-        open_gallery(folder)
-
-
-def test_arrays_of_another_build_are_refused(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"count": 60000}))
-
-    with pytest.raises(GalleryError, match="has 3 images, its manifest says 60000"):
-        open_gallery(folder)

@@ -1,46 +1,38 @@
-"""What a running server says of itself, and what it takes of the machine."""
+"""A running server's own statistics, and the processor time that it takes."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 from reverse_image_search import contract
 
+# Proxies are for other people's addresses, and the load generator uses none either.
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
-class BenchmarkError(Exception):
-    """The benchmark cannot run; the message says what to do."""
 
-
-def served_models(url: str, missing_ok: bool = False) -> list[str]:
-    """Names of the project's models that are ready at `url`."""
+def served_models(url: str) -> list[str]:
+    """Names of the project's models that are ready at `url`; none where no Triton answers."""
     names = [model.name for model in (*contract.MODELS, contract.IMAGE_SEARCH)]
-    ready = []
-    for name in names:
-        with contextlib.suppress(urllib.error.HTTPError):
-            try:
-                urllib.request.urlopen(f"{url}/v2/models/{name}/ready", timeout=10).close()
-                ready.append(name)
-            except urllib.error.HTTPError:
-                raise
-            except OSError as error:
-                if not missing_ok:
-                    raise BenchmarkError(
-                        f"no server answers at {url} ({error}). Start it with "
-                        "reverse_image_search/bin/start_inference_server_cpu.sh --ensemble, "
-                        "or let the benchmark start one with --start"
-                    ) from error
-    return ready
+    return [name for name in names if answers(f"{url}/v2/models/{name}/ready")]
+
+
+def answers(url: str) -> bool:
+    """Whether `url` answers with status 200."""
+    try:
+        _open(url, timeout=10).close()
+    except OSError:  # refused, or another status than 200
+        return False
+    return True
 
 
 def triton_statistics(url: str) -> dict[str, dict]:
-    """What Triton has counted so far, by model name; nothing where `url` is no Triton."""
+    """What Triton has counted so far, by model name; empty for other servers."""
     try:
-        with urllib.request.urlopen(f"{url}/v2/models/stats", timeout=10) as response:
+        with _open(f"{url}/v2/models/stats", timeout=10) as response:
             return {model["name"]: model for model in json.load(response)["model_stats"]}
     except (OSError, ValueError):
         return {}
@@ -69,7 +61,7 @@ def statistics_between(before: dict[str, dict], after: dict[str, dict]) -> dict[
 
 
 def server_cpu_seconds(port: int) -> float:
-    """Processor time so far of the process that listens on `port`, its parent's and children's."""
+    """Processor time so far of the process that listens on `port` and of its descendants."""
     processes = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

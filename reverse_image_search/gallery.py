@@ -116,6 +116,10 @@ class Gallery:
             )
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
+        # SQLite itself does not notice a last page that is cut short.
+        size = "SELECT page_size * page_count FROM pragma_page_size, pragma_page_count"
+        if path.stat().st_size < self._query(size)[0][0]:
+            raise self._unreadable("the file is cut short")
         values = dict(self._query("SELECT key, value FROM metadata"))
         try:
             self.metadata = GalleryMetadata(
@@ -197,9 +201,9 @@ class Gallery:
         except sqlite3.Error as error:
             raise self._unreadable(error) from error
 
-    def _unreadable(self, error: Exception) -> GalleryError:
+    def _unreadable(self, reason: object) -> GalleryError:
         return GalleryError(
-            f"{self._path} cannot be read ({error}). Rebuild it with {BUILD_COMMAND}"
+            f"{self._path} cannot be read ({reason}). Rebuild it with {BUILD_COMMAND}"
         )
 
 

@@ -97,24 +97,17 @@ def test_an_id_is_never_given_twice(path):
     assert Gallery(path).ids().tolist() == [2, 3, 7, 21]
 
 
-def test_readable_where_nobody_may_write(path, tmp_path):
+def test_reading_writes_nothing(path):
     """As on a read-only mount: no journal or lock file beside the gallery."""
     path.chmod(0o444)
     path.parent.chmod(0o555)
     try:
-        # In a process without root's rights, which would let it write anywhere.
-        code = (
-            "import sys; from pathlib import Path\n"
-            "from reverse_image_search.gallery import Gallery\n"
-            "gallery = Gallery(Path(sys.argv[1]))\n"
-            "print(len(gallery), gallery.images([7])[0].label)"
-        )
-        result = run_as_nobody([sys.executable, "-c", code, path], cwd=REPO_ROOT)
-        files = list(path.parent.iterdir())
+        gallery = Gallery(path)
+        assert gallery.images([7]) == [image(7)]
+        assert list(path.parent.iterdir()) == [path]
+        gallery.close()
     finally:
         path.parent.chmod(0o755)
-    assert result.stdout.split() == ["4", "Boot"], result.stderr
-    assert files == [path]
 
 
 def test_a_writer_that_fails_leaves_no_readable_gallery(tmp_path):

@@ -7,22 +7,30 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import streamlit as st
+from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from reverse_image_search.client import client as client_module
-from reverse_image_search.client.client import (
+from reverse_image_search import client as client_package
+from reverse_image_search.client import (
     Neighbors,
     RequestRejectedError,
     ServerNotReadyError,
     ServerTimeoutError,
     ServerUnreachableError,
 )
-from reverse_image_search.gallery import Gallery, open_gallery, write_gallery
+from reverse_image_search.gallery import (
+    Gallery,
+    GalleryImage,
+    GalleryMetadata,
+    GalleryWriter,
+    make_thumbnail,
+    pixel_digest,
+)
+from reverse_image_search.layout import gallery_file
 from tests.image_corpus import encoded, quadrants
 from tests.running import REPO_ROOT
 
@@ -36,16 +44,20 @@ class StubClient:
     """Searches by the pixels themselves; the attributes say what it serves and how it fails."""
 
     gallery: Gallery
-    build_id = "build1"
+    gallery_id = "gallery1"
+    encoder_id = "encoder1"
     failure: Exception | None = None
     top_k = TOP_K
 
     def __init__(self, url, timeout):
         self.url = url
 
-    def build_ids(self):
+    def model_config(self, name):
         self._fail()
-        return {"image_encoder": self.build_id, "vector_similarity": self.build_id}
+        ids = {"encoder_id": self.encoder_id}
+        if name == "vector_similarity":
+            ids["gallery_id"] = self.gallery_id
+        return {"parameters": {key: {"string_value": value} for key, value in ids.items()}}
 
     def embed(self, images):
         self._fail()
@@ -69,49 +81,97 @@ class StubClient:
 
 def _direction(image):
     """Unit vector of 8 x 8 pixels, evenly spread over an image of any size."""
-    grey = image.mean(axis=2) if image.ndim == 3 else image
-    rows, columns = (np.arange(8) * size // 8 for size in grey.shape)
-    vector = grey[np.ix_(rows, columns)].ravel() + 1e-3
+    gray = image.mean(axis=2) if image.ndim == 3 else image
+    rows, columns = (np.arange(8) * size // 8 for size in gray.shape)
+    vector = gray[np.ix_(rows, columns)].ravel() + 1e-3
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
 def _nearest(gallery, vector, top_k):
-    scores = np.stack([_direction(image) for image in gallery.images]) @ vector
-    ids = np.argsort(-scores, kind="stable")[:top_k]
-    return Neighbors(ids[None], scores[ids][None])
+    """Ids and scores (1, top_k), padded with -1 as the served model does."""
+    ids = gallery.ids()
+    scores = np.stack([_direction(image.pixels) for image in gallery.images(ids)]) @ vector
+    order = np.argsort(-scores, kind="stable")[:top_k]
+    missing = max(0, top_k - len(ids))
+    found_ids = np.pad(ids[order], (0, missing), constant_values=-1)
+    found_scores = np.pad(scores[order], (0, missing), constant_values=np.finfo(np.float32).min)
+    return Neighbors(found_ids[None], found_scores[None])
 
 
-def _gallery(build_id, seed=0):
-    random = np.random.default_rng(seed)
-    return Gallery(
-        build_id,
-        "Blobs <b>&</b> [dots](http://x)",
-        ["Blob", "Dot", "Line_*_"],
-        random.integers(0, 256, (GALLERY_SIZE, 8, 8), np.uint8),
-        random.integers(0, 3, GALLERY_SIZE),
-        random.integers(0, 256, (QUERIES, 8, 8), np.uint8),
-        random.integers(0, 3, QUERIES),
+def _image(number, pixels, label):
+    height, width = pixels.shape[:2]
+    file = make_thumbnail(pixels)
+    return GalleryImage(
+        number, f"blobs/{number}.png", label, width, height, pixel_digest(pixels), file
     )
 
 
+def _write_gallery(
+    output_dir,
+    gallery_id="gallery1",
+    seed=0,
+    labels=("Blob", "Dot", "Line_*_"),
+    shape=(8, 8),
+    sizes=(GALLERY_SIZE, QUERIES),
+    **metadata,
+):
+    """A gallery of random images."""
+    random = np.random.default_rng(seed)
+    images, queries = (
+        [
+            _image(
+                number,
+                random.integers(0, 256, shape, np.uint8),
+                random.choice(labels) if labels else None,
+            )
+            for number in range(size)
+        ]
+        for size in sizes
+    )
+    values = {
+        "gallery_id": gallery_id,
+        "encoder_id": "encoder1",
+        "dataset": "Blobs <b>&</b> [dots](http://x)",
+        "class_names": list(labels),
+        "encoder_height": 8,
+        "encoder_width": 8,
+        "encoder_is_grayscale": True,
+        "shows_objects_on_black": True,
+    }
+    path = gallery_file(output_dir)
+    with GalleryWriter(path) as writer:
+        writer.add_images(images)
+        writer.add_queries(queries)
+        writer.set_metadata(GalleryMetadata(**values | metadata))
+    return Gallery(path)
+
+
 @pytest.fixture
-def gallery(tmp_path, monkeypatch):
-    """A gallery of random pictures on disk, and a server of the same build behind the page."""
+def serve(tmp_path, monkeypatch):
+    """``serve(gallery)``: a server of that gallery behind the page."""
     st.cache_resource.clear()
     st.cache_data.clear()
-    gallery = _gallery("build1")
-    write_gallery(tmp_path / "gallery", gallery)
     monkeypatch.setenv("OUTPUT_DIR", str(tmp_path))
     monkeypatch.setenv("TRITON_URL", "http://triton.test:8000")
-    stub = type("Stub", (StubClient,), {"gallery": gallery})
-    monkeypatch.setattr(client_module, "Client", stub)
-    return gallery
+
+    def patch(gallery):
+        stub = type("Stub", (StubClient,), {"gallery": gallery})
+        monkeypatch.setattr(client_package, "Client", stub)
+        return gallery
+
+    return patch
+
+
+@pytest.fixture
+def gallery(tmp_path, serve):
+    """A gallery of random images on disk, and a server of it behind the page."""
+    return serve(_write_gallery(tmp_path))
 
 
 @pytest.fixture
 def server(gallery):
-    """The stand-in that the page meets: set `failure`, `build_id` or `gallery`."""
-    return client_module.Client
+    """The stand-in that the page meets: set `failure`, `gallery` or its ids."""
+    return client_package.Client
 
 
 def _open(**address):
@@ -147,15 +207,19 @@ def _card(page):
     return card
 
 
-def test_first_page_shows_the_neighbours_of_the_first_test_image(gallery):
+def _query(gallery, number):
+    return gallery.queries([number])[0].pixels
+
+
+def test_first_page_shows_the_neighbors_of_the_first_test_image(gallery):
     page = _open()
 
-    expected = _nearest(gallery, _direction(gallery.query_images[0]), 20)
+    expected = _nearest(gallery, _direction(_query(gallery, 0)), 20)
     tiles = _tiles(page)
     assert page.subheader[0].value == "Top 20 similar images out of 60"
     assert [tile["value"] for tile in tiles] == [f"gallery-{i}" for i in expected.ids[0]]
     for tile, gallery_id, score in zip(tiles, expected.ids[0], expected.scores[0], strict=True):
-        label = gallery.label_name(gallery_id)
+        label = gallery.images([gallery_id])[0].label
         assert [line["text"] for line in tile["lines"]] == [f"{score:.4f}", label]
     assert [tile["picked"] for tile in _tiles(page, "query")] == [True] + 19 * [False]
     assert not page.error
@@ -164,26 +228,26 @@ def test_first_page_shows_the_neighbours_of_the_first_test_image(gallery):
 def test_majority_is_counted_among_the_results_shown(gallery):
     page = _open(k="5")
 
-    ids = _nearest(gallery, _direction(gallery.query_images[0]), 5).ids[0]
-    labels = [gallery.label_name(i) for i in ids]
-    name = max(set(labels), key=labels.count)
+    ids = _nearest(gallery, _direction(_query(gallery, 0)), 5).ids[0]
+    labels = [image.label for image in gallery.images(ids)]
+    name = max(labels, key=labels.count)
     assert f"<b>{labels.count(name)} of 5</b>" in _card(page)
 
 
 def test_link_shows_the_same_page(gallery):
-    page = _open(query="gallery-7", k="5", build="build1")
+    page = _open(query="gallery-7", k="5", gallery="gallery1")
 
     tiles = _tiles(page)
     assert page.subheader[0].value == "Top 5 similar images out of 60"
     assert tiles[0]["value"] == "gallery-7"
-    assert [tile["badge"] for tile in tiles] == ["same picture", "", "", "", ""]
+    assert [tile["badge"] for tile in tiles] == ["same image", "", "", "", ""]
     assert not page.warning
 
 
-def test_link_of_another_build_is_told(gallery):
-    page = _open(query="gallery-7", build="build0")
+def test_link_of_another_gallery_is_warned_about(gallery):
+    page = _open(query="gallery-7", gallery="gallery0")
 
-    assert "build0" in page.warning[0].value
+    assert "gallery0" in page.warning[0].value
     assert _tiles(page)
 
 
@@ -194,7 +258,7 @@ def test_query_that_does_not_exist(gallery, query):
     page = _open(query=query)
 
     assert _problems(page) == [
-        "The address names a picture that this gallery does not have. Pick another."
+        "The address names an image that this gallery does not have. Pick another one."
     ]
     assert not _tiles(page)
     assert _tiles(page, "query")
@@ -216,7 +280,7 @@ def test_number_of_results_follows_the_slider(gallery):
     assert len(_tiles(page)) == TOP_K
 
 
-def test_server_that_returns_one_neighbour(gallery, server):
+def test_server_that_returns_one_neighbor(gallery, server):
     server.top_k = 1
 
     page = _open()
@@ -230,7 +294,7 @@ def test_ids_and_sources_on_demand(gallery):
     assert "train #7" not in str(_tiles(page))
     page.toggle(key="details").set_value(True).run()
 
-    assert _tiles(page)[0]["lines"][2]["text"] == f"id 7 · {gallery.source_name(7)}"
+    assert _tiles(page)[0]["lines"][2]["text"] == "id 7 · blobs/7.png"
 
 
 def test_pages_hold_every_test_image_once(gallery):
@@ -256,7 +320,7 @@ def test_class_filter(gallery):
     page = _open(page="2")
     page.selectbox(key="class").set_value("Dot").run()
 
-    dots = np.flatnonzero(gallery.query_labels == 1)
+    dots = gallery.query_ids("Dot")
     assert [tile["value"] for tile in _tiles(page, "query")] == [f"test-{i}" for i in dots[:20]]
 
 
@@ -314,8 +378,8 @@ def test_a_failure_that_only_the_search_met_is_remembered(gallery, server, monke
     """A server that is started again at once: the watch compares with what the page shows."""
     page = _open()
     healthy = page.session_state.seen
-    served = server("", 1).build_ids()
-    monkeypatch.setattr(server, "build_ids", lambda self: served)  # each look finds it well
+    look = server("", 1).model_config
+    monkeypatch.setattr(server, "model_config", lambda self, name: look(name))  # it seems well
 
     server.failure = failure("gone")
     page.run()
@@ -454,7 +518,7 @@ def test_uploaded_copy_of_a_gallery_picture_is_recognised(gallery):
     page.toggle(key="crop").set_value(False).run()
 
     assert _tiles(page)[0]["value"] == "gallery-9"
-    assert _tiles(page)[0]["badge"] == "same picture"
+    assert _tiles(page)[0]["badge"] == "same image"
 
 
 def test_light_ground_is_inverted_and_that_can_be_undone(gallery):

@@ -4,12 +4,20 @@ import numpy as np
 import pytest
 
 from reverse_image_search import contract
-from reverse_image_search.benchmark.__main__ import _median_row, _ratios
 from reverse_image_search.benchmark.load_generator import SCENARIOS, TwoCalls
-from reverse_image_search.serving.export import ensemble_config
+from reverse_image_search.benchmark.query_tensors import query_tensors
+from reverse_image_search.benchmark.report import compute_ratios, median_row
+from reverse_image_search.gallery import (
+    GalleryImage,
+    GalleryMetadata,
+    GalleryWriter,
+    make_thumbnail,
+)
+from reverse_image_search.layout import gallery_file
+from reverse_image_search.serving.model_config import ensemble_config
 from tests.unit.serving.test_model_config import parse_config
 
-IMAGES = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
+IMAGES = np.random.default_rng(0).random((2, 3, 28, 20), np.float32)  # RGB, 0 to 1
 
 
 def split_request(request: bytes) -> tuple[bytes, dict, bytes]:
@@ -29,8 +37,8 @@ def test_a_search_in_two_calls_hands_the_embedding_on():
 
     line, header, binary = split_request(scenario.first_requests[1])
     assert line == b"POST /v2/models/image_encoder/infer HTTP/1.1"
-    assert header["inputs"][0]["shape"] == [1, 3, 28, 28]
-    assert len(binary) == 3 * 28 * 28 * 4
+    assert header["inputs"][0]["shape"] == [1, 3, 28, 20]
+    assert binary == IMAGES[1].tobytes()
 
     line, header, binary = split_request(scenario.next_request(0, head, answer))
     assert line == b"POST /v2/models/vector_similarity/infer HTTP/1.1"
@@ -46,6 +54,26 @@ def test_requests_differ_from_image_to_image(name):
     assert len(set(scenario.first_requests)) == len(IMAGES)
 
 
+@pytest.mark.parametrize("has_queries", [True, False])
+def test_searches_with_the_queries_or_else_with_the_gallery(tmp_path, has_queries):
+    """All in the size of the first, grayscale as RGB."""
+    gray, rgb = np.full((4, 6), 51, np.uint8), np.full((8, 12, 3), (255, 0, 51), np.uint8)
+    images = [
+        GalleryImage(i, str(i), None, 6, 4, b"", make_thumbnail(pixels))
+        for i, pixels in enumerate((gray, rgb))
+    ]
+    with GalleryWriter(gallery_file(tmp_path)) as writer:
+        (writer.add_queries if has_queries else writer.add_images)(images)
+        writer.set_metadata(GalleryMetadata("g", "e", "Shoes", [], 28, 28, False, False))
+
+    tensors = query_tensors(tmp_path, 5)
+
+    assert tensors.shape == (2, 3, 4, 6)
+    assert tensors.dtype == np.float32
+    assert tensors[0] == pytest.approx(0.2)
+    assert tensors[1].mean(axis=(1, 2)) == pytest.approx([1, 0, 0.2])
+
+
 def report(queries_per_second: float, milliseconds: float) -> dict:
     return {
         "queries_per_second": queries_per_second,
@@ -56,7 +84,7 @@ def report(queries_per_second: float, milliseconds: float) -> dict:
 
 
 def test_a_row_holds_medians_and_spread():
-    row = _median_row("two calls", 8, [report(90, 3), report(100, 1), report(120, 2)])
+    row = median_row("two calls", 8, [report(90, 3), report(100, 1), report(120, 2)])
     assert row == {
         "name": "two calls", "clients": 8, "queries_per_second": 100,
         "p50_ms": 2, "p95_ms": 2, "p99_ms": 2, "spread": 0.3,
@@ -71,7 +99,7 @@ def test_ratios_compare_with_the_limit_and_the_peers():
         {"name": "two calls", "clients": 32, **report(1200, 20)},
         {"name": "FastAPI", "clients": 32, **report(400, 80)},
     ]
-    assert _ratios(rows) == {
+    assert compute_ratios(rows) == {
         "two calls, 1 client: p50 over in-process": 1.25,
         "two calls: best throughput over in-process": 0.6,
         "two calls over FastAPI, 32 clients": 3.0,
@@ -91,11 +119,11 @@ def test_the_backends_own_time_is_what_the_models_do_not_take():
             },
         },
     ]  # fmt: skip
-    assert _ratios(rows)["backend, 1 client: milliseconds added to a call"] == 0.375
+    assert compute_ratios(rows)["backend, 1 client: milliseconds added to a call"] == 0.375
 
 
 def test_the_ensemble_hands_every_tensor_of_the_contract_on():
-    config = parse_config(ensemble_config("abc123", 64, 20))
+    config = parse_config(ensemble_config(64, 20, {}))
     assert config.platform == "ensemble"
     assert config.max_batch_size == contract.MAX_BATCH_SIZE
     encoder, similarity = config.ensemble_scheduling.step

@@ -10,7 +10,7 @@ from reverse_image_search.evaluation.metrics import (
     ranked_hits,
     ranks_of_originals,
     recall_at,
-    score_same_kind,
+    score_category_level,
 )
 
 
@@ -55,7 +55,7 @@ def test_unit_vectors_by_hand():
     gallery = np.array([[1, 0], [0.8, 0.6], [0, 1], [-1, 0]], dtype=np.float32)
     labels = np.array([7, 3, 7, 7])
     queries = np.array([[1, 0], [0, 1]], dtype=np.float32)  # rankings: 0, 1, 2, 3 and 2, 1, 0, 3
-    scores = score_same_kind(queries, np.array([7, 3]), gallery, labels)
+    scores = score_category_level(queries, np.array([7, 3]), gallery, labels)
     assert scores["precision_at_1"].tolist() == [1.0, 0.0]
     assert scores["precision_at_20"].tolist() == [0.75, 0.25]  # a gallery of four
     assert scores["map"] == pytest.approx([(1 + 2 / 3 + 3 / 4) / 3, 1 / 2])
@@ -69,7 +69,7 @@ def test_same_as_plain_loops_with_many_ties(seed: int):
     gallery = generator.integers(-1, 2, size=(60, 3)).astype(np.float32)
     queries = generator.integers(-1, 2, size=(25, 3)).astype(np.float32)
     gallery_labels, query_labels = generator.integers(3, size=60), generator.integers(4, size=25)
-    scores = score_same_kind(queries, query_labels, gallery, gallery_labels)
+    scores = score_category_level(queries, query_labels, gallery, gallery_labels)
     for row, (query, label) in enumerate(zip(queries, query_labels, strict=True)):
         expected = _same_kind_by_loops(query, label, gallery, gallery_labels)
         assert {name: values[row] for name, values in scores.items()} == pytest.approx(expected)

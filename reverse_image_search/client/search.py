@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from reverse_image_search import contract
 from reverse_image_search.client.client import Client
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import BUILD_COMMAND, START_COMMAND
@@ -38,16 +39,17 @@ def search_gallery(client: Client, gallery: Gallery, image: Image.Image | np.nda
     WrongAnswerError : the served models are of another build, or the ids are not the gallery's
     TritonError : the server did not answer
     """
-    require_same_build(client, gallery)
+    check_identity(client, gallery)
     start = time.perf_counter()
     embeddings = client.embed([image])
     embedded = time.perf_counter()
     neighbors = client.find_similar(embeddings)
     found = time.perf_counter()
     # Again, for the server may have been restarted with other models between the two calls.
-    require_same_build(client, gallery)
+    check_identity(client, gallery)
     ids, scores = neighbors.ids[0], neighbors.scores[0]
-    if len(ids) and (ids.min() < 0 or ids.max() >= len(gallery)):
+    scores, ids = scores[ids >= 0], ids[ids >= 0]
+    if len(ids) and ids.max() >= len(gallery):
         raise WrongAnswerError(
             f"vector_similarity answers ids from {ids.min()} to {ids.max()}, but the gallery has "
             f"{len(gallery)} images. Build both again with {BUILD_COMMAND}"
@@ -60,23 +62,30 @@ def search_gallery(client: Client, gallery: Gallery, image: Image.Image | np.nda
     return Answer(ids, scores, 1e3 * (embedded - start), 1e3 * (found - embedded))
 
 
-def require_same_build(client: Client, gallery: Gallery) -> None:
-    """Compare the `build_id` of both served models with the gallery's.
+def served_ids(client: Client) -> dict[str, dict[str, str]]:
+    """`encoder_id` and `gallery_id` of each served model, by model name."""
+    found = {}
+    for model in contract.MODELS:
+        parameters = client.model_config(model.name).get("parameters", {})
+        found[model.name] = {
+            key: parameters[key]["string_value"]
+            for key in (contract.ENCODER_ID_PARAMETER, contract.GALLERY_ID_PARAMETER)
+            if key in parameters
+        }
+    return found
 
-    Raises
-    ------
-    WrongAnswerError : they differ
-    TritonError : the server did not answer
-    """
-    foreign = {
-        model: build_id
-        for model, build_id in client.build_ids().items()
-        if build_id != gallery.build_id
+
+def check_identity(client: Client, gallery: Gallery) -> None:
+    """Compare the served models' ids with the gallery's."""
+    encoder_id = {"encoder_id": gallery.encoder_id}
+    expected = {
+        contract.IMAGE_ENCODER.name: encoder_id,
+        contract.VECTOR_SIMILARITY.name: {**encoder_id, "gallery_id": gallery.gallery_id},
     }
-    if foreign:
-        served = ", ".join(f"{model} {build_id or 'none'}" for model, build_id in foreign.items())
+    served = served_ids(client)
+    if served != expected:
         raise WrongAnswerError(
             f"The server's models are of another build than the gallery, so results would show "
-            f"wrong pictures (gallery {gallery.build_id}; {served}). Stop the server and start it "
+            f"wrong images (gallery {expected}; served {served}). Stop the server and start it "
             f"again with {START_COMMAND}"
         )

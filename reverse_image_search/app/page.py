@@ -23,7 +23,12 @@ from reverse_image_search.app.query_card import query_card
 from reverse_image_search.app.results import majority, results_csv, title_of
 from reverse_image_search.app.server_panel import show_how_it_works
 from reverse_image_search.client import Client, TritonError
-from reverse_image_search.client.search import Answer, WrongAnswerError, search_gallery
+from reverse_image_search.client.search import (
+    Answer,
+    WrongAnswerError,
+    search_gallery,
+    served_ids,
+)
 from reverse_image_search.gallery import Gallery, GalleryError, GalleryImage
 
 TRITON_URL = os.environ.get("TRITON_URL") or "http://127.0.0.1:8000"
@@ -210,7 +215,7 @@ def _gallery_stamp(output_dir: Path) -> tuple[int, ...]:
 def observe(url: str, output_dir: Path) -> str:
     """What the server serves, or what is wrong with it, and which gallery is there."""
     try:
-        server = str(connect(url, WATCH_TIMEOUT).identity())
+        server = str(served_ids(connect(url, WATCH_TIMEOUT)))
     except TritonError as error:
         server = type(error).__name__
     return _state(server, output_dir)

@@ -1,4 +1,4 @@
-"""The side panel: how a search works, and what the server serves right now."""
+"""The side panel: how a search works, and what the server serves."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import streamlit as st
 from reverse_image_search import contract
 from reverse_image_search.app.messages import plain
 from reverse_image_search.client import Client, TritonError
+from reverse_image_search.client.search import served_ids
 
 
 def show_how_it_works(client: Client, seen: str) -> None:
-    """The two calls, their tensors, the models' versions and the server's state.
+    """The two calls, their tensors, the models' versions and ids, and the server's state.
 
     Parameters
     ----------
-    seen : names the server's present state; another one has it described anew
+    seen : the server's current state; the description is cached for it
     """
     with st.sidebar:
         st.header("How it works", anchor=False)
         st.markdown(
-            "A picture goes to **image_encoder**, which makes a vector of it; the vector goes to "
+            "An image goes to **image_encoder**, which turns it into a vector; the vector goes to "
             "**vector_similarity**, which finds the nearest vectors of the gallery. Triton serves "
             "both. In the shapes below, `*` stands for any size; the first one is the batch."
         )
@@ -37,15 +38,15 @@ def show_how_it_works(client: Client, seen: str) -> None:
 
 @st.cache_data(ttl=30, max_entries=4, show_spinner=False)
 def _describe(_client: Client, seen: str) -> str:
-    """Server, models and their tensors as HTML."""
+    """Server, models and their tensors, as HTML."""
     lines = [f"Triton {_client.server_metadata()['version']}", _client.url]
-    build_ids = _client.build_ids()
+    ids = served_ids(_client)
     for model in contract.MODELS:
         metadata = _client.model_metadata(model.name)
         lines += [
             "",
             f"{model.name}  version {', '.join(metadata.get('versions', []))}",
-            f"build {build_ids[model.name] or 'unknown'}",
+            *(f"{key} {value}" for key, value in ids[model.name].items()),
             *(f"→ {_tensor(tensor)}" for tensor in metadata["inputs"]),
             *(f"← {_tensor(tensor)}" for tensor in metadata["outputs"]),
         ]

@@ -10,30 +10,30 @@ from reverse_image_search.client.client import Client
 
 
 @pytest.fixture(scope="module")
-def expected(client, gallery):
-    return client.search(gallery.query_images[:70])
+def expected(client, query_pixels):
+    return client.search(query_pixels[:70])
 
 
-def test_one_call_answers_as_two_do(small_build, start_triton, gallery, expected):
+def test_one_call_answers_as_two_do(small_build, start_triton, query_pixels, expected):
     server = start_triton(small_build, "--ensemble")
     client = Client(server.url, timeout=60, one_call=True)
     assert client.model_metadata("image_search")["platform"] == "ensemble"
 
-    neighbors = client.search(gallery.query_images[:70])
+    neighbors = client.search(query_pixels[:70])
 
     np.testing.assert_allclose(neighbors.scores, expected.scores, rtol=0, atol=1e-5)
     assert (neighbors.ids == expected.ids).mean() > 0.99  # but for ties within rounding
 
 
-def test_one_call_becomes_two_where_the_server_has_no_ensemble(triton, gallery, expected):
-    neighbors = Client(triton.url, timeout=60, one_call=True).search(gallery.query_images[:70])
+def test_one_call_becomes_two_where_the_server_has_no_ensemble(triton, query_pixels, expected):
+    neighbors = Client(triton.url, timeout=60, one_call=True).search(query_pixels[:70])
     np.testing.assert_array_equal(neighbors.ids, expected.ids)
 
 
-def test_many_queries_at_a_time(triton, gallery, expected):
+def test_many_queries_at_a_time(triton, query_pixels, expected):
     async def search_all():
         async with AsyncClient(triton.url, timeout=60) as client:
-            images = gallery.query_images[:70]
+            images = query_pixels[:70]
             return await asyncio.gather(*(client.search([image]) for image in images))
 
     answers = asyncio.run(search_all())

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from tests.unit.serving.test_model_config import parse_config
 
 from reverse_image_search import contract
 from reverse_image_search.benchmark.load_generator import SCENARIOS, TwoCalls
@@ -15,7 +16,6 @@ from reverse_image_search.gallery import (
 )
 from reverse_image_search.layout import gallery_file
 from reverse_image_search.serving.model_config import ensemble_config
-from tests.unit.serving.test_model_config import parse_config
 
 IMAGES = np.random.default_rng(0).random((2, 3, 28, 20), np.float32)  # RGB, 0 to 1
 

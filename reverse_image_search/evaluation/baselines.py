@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from reverse_image_search.encoders.embedding import embed_images
-from reverse_image_search.encoders.fashion import ImageEncoder
+from reverse_image_search.encoders.fashion import FashionEncoder
 from reverse_image_search.gallery import GalleryMetadata
 
 Embed = Callable[[np.ndarray], np.ndarray]  # (n, height, width[, 3]) uint8 -> (n, D), unit length
@@ -65,8 +65,8 @@ def fit_pca(gallery_pixels: np.ndarray) -> Embed:
 def untrained_encoder(seed: int = 0) -> Embed:
     """The `fashion` encoder with the random weights that its training starts from."""
     torch.manual_seed(seed)
-    encoder = ImageEncoder().eval()
-    return lambda images: embed_images(encoder, torch.from_numpy(np.array(images))).numpy()
+    encoder = FashionEncoder().eval()
+    return lambda images: embed_images(encoder, images)
 
 
 def _unit_length(vectors: np.ndarray) -> np.ndarray:

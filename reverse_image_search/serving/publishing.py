@@ -21,10 +21,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from reverse_image_search.layout import BUILD_COMMAND
-
-PARTS = ("model_repo", "ensemble_repo", "gallery")
-_SUMS = Path("gallery") / "SHA256SUMS"
+from reverse_image_search.layout import BUILD_COMMAND, CHECKSUMS, PARTS
 
 
 class PublishingError(Exception):
@@ -48,7 +45,7 @@ def staging(output_dir: Path) -> Iterator[Path]:
         folder.mkdir()
         try:
             yield folder
-            _write_sums(folder)
+            write_checksums(folder)
             _sync(folder)
             folder.rename(work / "ready")
         except BaseException:
@@ -89,7 +86,7 @@ def verify(output_dir: Path) -> None:
     ------
     PublishingError : nothing is built, or a file is missing, damaged or foreign
     """
-    sums = output_dir / _SUMS
+    sums = output_dir / CHECKSUMS
     try:
         lines = sums.read_text().splitlines()
     except FileNotFoundError:
@@ -122,10 +119,11 @@ def verify(output_dir: Path) -> None:
             )
 
 
-def _write_sums(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
+    """Write the checksums of all files in `folder`, for `verify`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    (folder / _SUMS).write_text("".join(lines))
+    (folder / CHECKSUMS).write_text("".join(lines))
 
 
 def _sha256(path: Path) -> str:

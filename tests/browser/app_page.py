@@ -24,7 +24,7 @@ _READ_TILES = """tiles => tiles.map(tile => ({
     alt: tile.querySelector("img").alt,
 }))"""
 
-# Clicks a picture and resolves to the milliseconds until card and results of it are painted.
+# Clicks an image and resolves to the milliseconds until card and results of it are painted.
 _CLICK_AND_MEASURE = """([testId, value, name, ids]) => new Promise((resolve, reject) => {
     const grids = () => [...document.querySelectorAll('[data-testid="stBidiComponentIsolated"]')];
     const tiles = (kind) => grids().flatMap(
@@ -49,7 +49,7 @@ _CLICK_AND_MEASURE = """([testId, value, name, ids]) => new Promise((resolve, re
 
 @dataclass
 class Tile:
-    """One picture of a grid, as the browser shows it."""
+    """One image of a grid, as the browser shows it."""
 
     value: str
     name: str
@@ -115,7 +115,7 @@ class AppPage:
         return self.page.get_by_role("heading", level=3)
 
     def pick(self, kind: str, value: str) -> None:
-        """Click the picture `value` of grid `kind` ("query" or "result") and see it searched."""
+        """Click the image `value` of grid `kind` ("query" or "result") and see it searched."""
         tile = self.tile(kind, value)
         name = tile.get_attribute("aria-label")
         tile.click()

@@ -7,12 +7,12 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from reverse_image_search.gallery import open_gallery
-from reverse_image_search.serving import publishing
+from reverse_image_search.gallery import Gallery
+from reverse_image_search.layout import gallery_file
 from tests.browser.app_page import PATIENCE
+from tests.other_build import make_other_build
 
 START_COMMAND = "reverse_image_search/bin/start_inference_server_cpu.sh"
 
@@ -36,27 +36,13 @@ def own_build(small_build, tmp_path):
     return Path(shutil.copytree(small_build, tmp_path / "build"))
 
 
-def _other_build(small_build: Path, folder: Path) -> Path:
-    """The same models as another build, whose gallery holds every picture upside down."""
-    shutil.copytree(small_build, folder)
-    old_id, new_id = open_gallery(folder / "gallery").build_id, "0123456789ab"
-    for path in (*folder.glob("model_repo/*/config.pbtxt"), folder / "gallery" / "manifest.json"):
-        path.write_text(path.read_text().replace(old_id, new_id))
-    for name in ("images", "query_images"):
-        path = folder / "gallery" / f"{name}.npy"
-        np.save(path, np.load(path)[:, ::-1])
-    (folder / publishing._SUMS).unlink()
-    publishing._write_sums(folder)
-    return folder
-
-
 def test_server_and_gallery_change_under_an_open_page(
     start_triton, start_app, open_page, small_build, own_build, tmp_path, seconds
 ):
     triton = start_triton(own_build)
     app = start_app(triton, own_build)
     page = open_page(app=app)
-    first = open_gallery(own_build / "gallery")
+    first = Gallery(gallery_file(own_build))
     page.pick("query", "test-2")
 
     triton.stop()
@@ -68,10 +54,10 @@ def test_server_and_gallery_change_under_an_open_page(
     triton.start()
     with seconds("server back, results after"):
         page.wait_for_query("Test image 5,")
-    _assert_pictures_of(page, first)
+    _assert_images_of(page, first)
 
     # Another build is published; the server still serves the one before.
-    other = _other_build(small_build, tmp_path / "other")
+    other = make_other_build(small_build, tmp_path / "other")
     shutil.move(own_build / "gallery", tmp_path / "old_gallery")
     shutil.copytree(other / "gallery", own_build / "gallery")
     with seconds("gallery replaced, told after"):
@@ -87,7 +73,7 @@ def test_server_and_gallery_change_under_an_open_page(
     triton.start()
     with seconds("same build again, results after"):
         page.wait_for_query("Test image 7,")
-    _assert_pictures_of(page, open_gallery(own_build / "gallery"))
+    _assert_images_of(page, Gallery(gallery_file(own_build)))
 
     # The gallery goes back: now the server is ahead.
     shutil.rmtree(own_build / "gallery")
@@ -98,7 +84,7 @@ def test_server_and_gallery_change_under_an_open_page(
 
 
 def test_server_that_hangs_and_is_killed(
-    start_triton, start_app, open_page, own_build, gallery, found_by_server, seconds
+    start_triton, start_app, open_page, own_build, query_pixels, found_by_server, seconds
 ):
     """The supervisor starts it again; what was clicked meanwhile is answered without a reload."""
     triton = start_triton(own_build)
@@ -118,15 +104,15 @@ def test_server_that_hangs_and_is_killed(
     page.tile("query", "test-1").click()
     with seconds("server killed, results after"):
         page.wait_for_query("Test image 1,", timeout=4 * PATIENCE)
-    assert [tile.id for tile in page.results] == found_by_server(gallery.query_images[1])[0]
+    assert [tile.id for tile in page.results] == found_by_server(query_pixels[1])[0]
 
 
-def _assert_pictures_of(page, gallery):
-    """Every picture on the page is the one that `gallery` has for its id."""
+def _assert_images_of(page, gallery):
+    """Every image on the page is the one that `gallery` has for its id."""
     for tile in page.results:
-        assert (tile.pixels == gallery.images[tile.id]).all()
+        assert (tile.pixels == gallery.images([tile.id])[0].pixels).all()
     for tile in page.queries:
-        assert (tile.pixels == gallery.query_images[tile.id]).all()
+        assert (tile.pixels == gallery.queries([tile.id])[0].pixels).all()
     assert page.results
     assert page.queries
 

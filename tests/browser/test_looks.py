@@ -52,7 +52,7 @@ def test_rows_of_five_and_on_a_phone_of_three(open_page, viewport, columns):
     assert main.evaluate("main => main.scrollWidth - main.clientWidth") == 0
 
 
-def test_pictures_are_enlarged_without_blur(open_page):
+def test_tiny_images_are_enlarged_without_blur(open_page):
     page = open_page()
 
     for image in (

@@ -1,4 +1,4 @@
-"""A picture of one's own: uploaded or taken, sound or not."""
+"""An image of one's own: uploaded or taken, sound or not."""
 
 import numpy as np
 import pytest
@@ -45,10 +45,10 @@ def _photo_of(image, size=300):
     return photo
 
 
-def test_photo_is_made_like_the_gallery_and_finds_its_own_picture(
-    open_page, gallery, found_by_server, on_disk
+def test_photo_is_made_like_the_gallery_and_finds_its_own_image(
+    open_page, gallery, gallery_pixels, found_by_server, on_disk
 ):
-    data = encoded(_photo_of(gallery.images[11]), "PNG")
+    data = encoded(_photo_of(gallery_pixels[11]), "PNG")
     page = open_page()
     page.upload(on_disk("coat.png", data))
     page.wait_for_query("coat.png")
@@ -57,16 +57,16 @@ def test_photo_is_made_like_the_gallery_and_finds_its_own_picture(
     ids, scores = found_by_server(pixels)
     assert [tile.id for tile in page.results] == ids
     assert [tile.score for tile in page.results] == pytest.approx(scores, abs=6e-5)
-    for title in ("Your picture", "As the encoder sees it"):
+    for title in ("Your image", "As the encoder sees it"):
         expect(page.card.get_by_text(title)).to_be_visible()
     labels = [tile.label for tile in page.results]
-    assert labels.count(gallery.label_name(11)) > len(labels) / 2
+    assert labels.count(gallery.images([11])[0].label) > len(labels) / 2
 
 
 def test_inversion_is_automatic_visible_and_reversible(
-    open_page, gallery, found_by_server, on_disk
+    open_page, gallery_pixels, found_by_server, on_disk
 ):
-    data = encoded(_photo_of(gallery.images[11]), "PNG")
+    data = encoded(_photo_of(gallery_pixels[11]), "PNG")
     page = open_page()
     page.upload(on_disk("coat.png", data))
     page.wait_for_query("coat.png")
@@ -74,7 +74,7 @@ def test_inversion_is_automatic_visible_and_reversible(
     expect(toggle).to_be_checked()
     before = page.card.inner_html()
 
-    page.page.get_by_text("Invert: light ground to black").click()
+    page.page.get_by_text("Invert: light background to black").click()
 
     expect(toggle).not_to_be_checked(timeout=PATIENCE)
     page.page.wait_for_function(
@@ -85,25 +85,25 @@ def test_inversion_is_automatic_visible_and_reversible(
     assert [tile.id for tile in page.results] == found_by_server(pixels)[0]
 
 
-def test_exact_copy_of_a_gallery_picture_is_marked(open_page, gallery, on_disk):
+def test_exact_copy_of_a_gallery_image_is_marked(open_page, gallery_pixels, on_disk):
     page = open_page()
-    framed = np.pad(gallery.images[11], 40)  # cropping has something to do
+    framed = np.pad(gallery_pixels[11], 40)  # cropping has something to do
     page.upload(on_disk("framed.png", encoded(Image.fromarray(framed), "PNG")))
     page.wait_for_query("framed.png")
-    page.upload(on_disk("copy.png", encoded(Image.fromarray(gallery.images[11]), "PNG")))
+    page.upload(on_disk("copy.png", encoded(Image.fromarray(gallery_pixels[11]), "PNG")))
     page.wait_for_query("copy.png")
     page.page.get_by_text("Crop to the object").click()
 
-    expect(page.page.get_by_text("same picture")).to_be_visible(timeout=PATIENCE)
+    expect(page.page.get_by_text("same image")).to_be_visible(timeout=PATIENCE)
     assert [tile.id for tile in page.results if tile.badge] == [11]
 
 
-def test_picture_from_the_camera(open_page):
+def test_image_from_the_camera(open_page):
     page = open_page(permissions=["camera"])
     page.choose_source("Camera")
     page.page.wait_for_function(
         "document.querySelector('video')?.readyState >= 2"
-    )  # it has a picture
+    )  # it shows something
     page.page.get_by_role("button", name="Take Photo").click(timeout=PATIENCE)
 
     page.wait_for_query(".jpg")
@@ -133,7 +133,7 @@ def test_file_that_is_too_large_is_refused_before_it_is_sent(open_page, on_disk)
     expect(page.page.get_by_text("File must be 20.0MB or smaller")).to_be_visible(timeout=PATIENCE)
 
 
-def test_link_cannot_carry_an_uploaded_picture(open_page):
+def test_link_cannot_carry_an_uploaded_image(open_page):
     page = open_page("?query=photo")
 
-    page.wait_for_problem("A link cannot carry an uploaded picture. Upload it again.")
+    page.wait_for_problem("A link cannot carry an uploaded image. Upload it again.")

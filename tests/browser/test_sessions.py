@@ -10,12 +10,12 @@ MAX_REPAINT = 300  # milliseconds, for one visitor on an idle machine
 
 
 @pytest.fixture
-def query_of(gallery, found_by_server):
+def query_of(gallery, query_pixels, found_by_server):
     """``query_of(index)``: name and result ids of a test image, found without the app."""
 
     def look_up(index):
-        label = gallery.class_names[gallery.query_labels[index]]
-        return f"Test image {index}, {label}", found_by_server(gallery.query_images[index])[0]
+        label = gallery.queries([index])[0].label
+        return f"Test image {index}, {label}", found_by_server(query_pixels[index])[0]
 
     return look_up
 

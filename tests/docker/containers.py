@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from reverse_image_search.client.client import Client
-from reverse_image_search.gallery import open_gallery
+from reverse_image_search.gallery import Gallery
+from reverse_image_search.layout import gallery_file
 from tests.running import BIN, free_ports, script_environment, wait_until
 
 SERVER_CONTAINER = "reverse_image_search_triton"
@@ -75,9 +76,9 @@ class ContainerBuild:
 
 def assert_searches_right(url: str, output_dir: Path) -> None:
     """Gallery images find themselves: the one answer that is known beforehand."""
-    gallery = open_gallery(output_dir / "gallery")
+    gallery = Gallery(gallery_file(output_dir))
     picked = [0, GALLERY_SIZE // 2, GALLERY_SIZE - 1]
-    neighbors = Client(url, timeout=60).search(gallery.images[picked])
+    neighbors = Client(url, timeout=60).search([image.pixels for image in gallery.images(picked)])
     assert neighbors.ids[:, 0].tolist() == picked
     assert neighbors.scores[:, 0] == pytest.approx(1, abs=1e-4)
 

@@ -15,7 +15,7 @@ import pytest
 
 from reverse_image_search import contract
 from reverse_image_search.client.client import Client, Neighbors
-from reverse_image_search.gallery import open_gallery
+from reverse_image_search.gallery import Gallery
 from tests.running import Triton, processes_naming, start_server, stop_server
 
 # Seconds after a death within which the server must answer again; more on a machine that is busy
@@ -95,16 +95,16 @@ def victim(small_build: Path) -> Iterator[Triton]:
 
 
 @pytest.fixture(scope="session")
-def known_queries(small_build: Path) -> np.ndarray:
-    """(QUERIES, 28, 28) uint8: pictures of the gallery."""
-    return np.array(open_gallery(small_build / "gallery").images[:QUERIES])
+def known_queries(gallery: Gallery) -> np.ndarray:
+    """(QUERIES, 28, 28) uint8: images of the gallery."""
+    return np.stack([image.pixels for image in gallery.images(range(QUERIES))])
 
 
 @pytest.fixture(scope="module")
 def known_answer(victim: Triton, known_queries: np.ndarray) -> Neighbors:
     """What the served models answer to `known_queries` before anything is broken.
 
-    Each picture finds itself first, at score 1: the ids are known without the server.
+    Each image finds itself first, at score 1: the ids are known without the server.
     """
     answer = Client(victim.url, timeout=60).search(known_queries)
     np.testing.assert_array_equal(answer.ids[:, 0], np.arange(QUERIES))

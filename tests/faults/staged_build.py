@@ -19,8 +19,7 @@ FILES = (
     "model_repo/image_encoder/config.pbtxt",
     "model_repo/image_encoder/1/model.pt",
     "model_repo/vector_similarity/1/model.pt",
-    "gallery/manifest.json",
-    "gallery/images.npy",
+    "gallery/gallery.sqlite",
 )
 _CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 

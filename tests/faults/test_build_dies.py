@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from reverse_image_search.client.client import Client
+from reverse_image_search.layout import gallery_file
 from reverse_image_search.serving.publishing import (
     PublishingError,
     finish_publishing,
@@ -169,9 +170,7 @@ def test_builds_killed_at_random_moments(
                 continue
             check = start_check(build_copy)
             assert check.returncode == 0, check.stderr
-            if (build_copy / "gallery" / "manifest.json").read_bytes() == (
-                before[build_copy / "gallery" / "manifest.json"]
-            ):
+            if gallery_file(build_copy).read_bytes() == (before[gallery_file(build_copy)]):
                 changed = [
                     path
                     for path, content in before.items()

@@ -131,7 +131,7 @@ def test_concurrent_requests_run_as_batches(triton, client, gallery_embeddings, 
     ],
 )
 def test_requests_outside_the_contract_are_answered_with_an_error(
-    triton, client, gallery, model, shape, datatype
+    triton, client, query_pixels, model, shape, datatype
 ):
     body = {
         "inputs": [
@@ -151,7 +151,7 @@ def test_requests_outside_the_contract_are_answered_with_an_error(
         urllib.request.urlopen(request, timeout=60)
     assert failure.value.code in (400, 500)
     assert json.load(failure.value)["error"]
-    assert client.embed(gallery.query_images[:1]).shape[0] == 1
+    assert client.embed(query_pixels[:1]).shape[0] == 1
 
 
 def test_client_raises_what_the_server_rejects(client):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from reverse_image_search.client.client import Client
-from reverse_image_search.gallery import open_gallery
+from reverse_image_search.gallery import Gallery
+from reverse_image_search.layout import gallery_file
 from tests.running import (
     BIN,
     REPO_ROOT,
@@ -79,8 +80,8 @@ def answers(url: str) -> bool:
 
 
 def search_works(url: str, output_dir: Path) -> bool:
-    gallery = open_gallery(output_dir / "gallery")
-    neighbors = Client(url, timeout=60).search(gallery.query_images[:2])
+    gallery = Gallery(gallery_file(output_dir))
+    neighbors = Client(url, timeout=60).search([query.pixels for query in gallery.queries([0, 1])])
     return neighbors.ids.shape == (2, 100)
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -59,8 +58,8 @@ def python_examples() -> list[str]:
 
 
 @pytest.mark.parametrize("number", range(len(python_examples())))
-def test_python_examples_of_the_readme_run(number, triton, gallery, tmp_path):
-    Image.fromarray(np.asarray(gallery.query_images[0])).save(tmp_path / "boot.png")
+def test_python_examples_of_the_readme_run(number, triton, query_pixels, tmp_path):
+    Image.fromarray(query_pixels[0]).save(tmp_path / "boot.png")
     code = python_examples()[number].replace("http://localhost:8000", triton.url)
 
     result = subprocess.run(

@@ -2,9 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from tests.unit.serving.test_model_config import parse_config
 
-from reverse_image_search import contract
 from reverse_image_search.benchmark.load_generator import SCENARIOS, TwoCalls
 from reverse_image_search.benchmark.query_tensors import query_tensors
 from reverse_image_search.benchmark.report import compute_ratios, median_row
@@ -15,7 +13,6 @@ from reverse_image_search.gallery import (
     make_thumbnail,
 )
 from reverse_image_search.layout import gallery_file
-from reverse_image_search.serving.model_config import ensemble_config
 
 IMAGES = np.random.default_rng(0).random((2, 3, 28, 20), np.float32)  # RGB, 0 to 1
 
@@ -120,15 +117,3 @@ def test_the_backends_own_time_is_what_the_models_do_not_take():
         },
     ]  # fmt: skip
     assert compute_ratios(rows)["backend, 1 client: milliseconds added to a call"] == 0.375
-
-
-def test_the_ensemble_hands_every_tensor_of_the_contract_on():
-    config = parse_config(ensemble_config(64, 20, {}))
-    assert config.platform == "ensemble"
-    assert config.max_batch_size == contract.MAX_BATCH_SIZE
-    encoder, similarity = config.ensemble_scheduling.step
-    assert (encoder.model_name, similarity.model_name) == ("image_encoder", "vector_similarity")
-    assert dict(encoder.input_map) == {"INPUT__0": "INPUT__0"}
-    assert encoder.output_map["OUTPUT__0"] == similarity.input_map["INPUT__0"]
-    assert dict(similarity.output_map) == {"OUTPUT__0": "OUTPUT__0", "OUTPUT__1": "OUTPUT__1"}
-    assert [list(tensor.dims) for tensor in config.output] == [[20], [20]]

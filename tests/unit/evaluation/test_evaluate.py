@@ -60,7 +60,7 @@ def embed(image: np.ndarray) -> np.ndarray:
     return (np.array(cells) / np.linalg.norm(cells)).astype(np.float32)
 
 
-def write_gallery(output_dir, ids=IDS, labeled=True, shape=(28, 28), queries=8) -> Gallery:
+def write_gallery(output_dir, ids=IDS, labeled=True, shape=(28, 28), side=28, queries=8) -> Gallery:
     """Random blocks: class A is bright on the left, class B on the right."""
     random = np.random.default_rng(0)
 
@@ -92,8 +92,8 @@ def write_gallery(output_dir, ids=IDS, labeled=True, shape=(28, 28), queries=8) 
                 encoder_id="encoder1",
                 dataset="Blocks",
                 class_names=["A", "B"] if labeled else [],
-                encoder_height=28,
-                encoder_width=28,
+                encoder_height=side,
+                encoder_width=side,
                 encoder_is_grayscale=len(shape) == 2,
                 shows_objects_on_black=False,
             )
@@ -150,7 +150,9 @@ def test_without_queries_only_the_copies_are_measured(tmp_path, run):
 
 
 def test_large_rgb_images_and_fewer_than_k(tmp_path, run):
-    code, report, figures, _ = run(write_gallery(tmp_path, ids=[1, 2, 5, 6], shape=(90, 70, 3)))
+    gallery = write_gallery(tmp_path, ids=[1, 2, 5, 6], shape=(90, 70, 3), side=12)
+
+    code, report, figures, _ = run(gallery)
 
     assert code == 0
     assert report["copies"]["jpeg"]["recall_at_1"] == 1

@@ -12,7 +12,7 @@ from reverse_image_search.serving.publishing import (
 
 def write_build(folder, content: str) -> None:
     """Files as a build writes them, each with `content`."""
-    for name in ("model_repo/image_encoder/1/model.pt", "gallery/images.npy"):
+    for name in ("model_repo/image_encoder/1/model.pt", "gallery/gallery.sqlite"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
 
@@ -28,7 +28,7 @@ def published(output_dir) -> dict[str, str]:
 
 
 def build_of(content: str) -> dict[str, str]:
-    return {"model_repo/image_encoder/1/model.pt": content, "gallery/images.npy": content}
+    return {"model_repo/image_encoder/1/model.pt": content, "gallery/gallery.sqlite": content}
 
 
 def publish(output_dir, content: str) -> None:

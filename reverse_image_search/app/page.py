@@ -24,7 +24,7 @@ from reverse_image_search.app.messages import plain, show_problem
 from reverse_image_search.app.query_card import query_card
 from reverse_image_search.app.results import majority, results_csv, same_picture
 from reverse_image_search.app.server_panel import show_how_it_works
-from reverse_image_search.client.client import Client, TritonError
+from reverse_image_search.client import Client, TritonError
 from reverse_image_search.client.image_file import (
     EXTENSIONS,
     MAX_BYTES,

@@ -8,7 +8,7 @@ import streamlit as st
 
 from reverse_image_search import contract
 from reverse_image_search.app.messages import plain
-from reverse_image_search.client.client import Client, TritonError
+from reverse_image_search.client import Client, TritonError
 
 
 def show_how_it_works(client: Client, seen: str) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from reverse_image_search import contract
-from reverse_image_search.client.client import to_tensor
+from reverse_image_search.client.tensors import to_tensor
 
 _PREPARED_QUERIES = 256  # different images in turn
 _HEADER_LENGTH = b"\r\ninference-header-content-length:"

@@ -52,7 +52,7 @@ def own_server(output_dir: Path) -> Iterator[tuple[str, float]]:
 def _first_over_median(url: str, images: Path) -> float:
     import numpy as np
 
-    from reverse_image_search.client.client import Client
+    from reverse_image_search.client import Client
 
     client, latencies = Client(url), []
     client.build_ids()  # opens the connection

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from reverse_image_search.client.client import Client, TritonError
+from reverse_image_search.client import Client, TritonError
 from reverse_image_search.gallery import Gallery, open_gallery
 from reverse_image_search.layout import REPOSITORY_ROOT
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from reverse_image_search.client.client import Client
+from reverse_image_search.client import Client
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import BUILD_COMMAND, START_COMMAND
 

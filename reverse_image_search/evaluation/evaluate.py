@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from reverse_image_search.client.client import Client, Neighbors, TritonError
+from reverse_image_search.client import Client, Neighbors, TritonError
 from reverse_image_search.evaluation.baselines import Embed, make_baselines
 from reverse_image_search.evaluation.build_score import draw_originals
 from reverse_image_search.evaluation.copies import ALL, KINDS, make_copies
@@ -98,7 +98,7 @@ def evaluate(options: argparse.Namespace) -> None:
         from reverse_image_search.evaluation import pictures  # takes matplotlib, for pictures alone
 
         copies = make_copies(gallery.images[original_ids], ALL)
-        examples = client.search(copies[: pictures.COPY_EXAMPLES])
+        examples = client.search(list(copies[: pictures.COPY_EXAMPLES]))
         pictures.draw_all(
             options.pictures,
             gallery,
@@ -148,7 +148,9 @@ def _check_build(client: Client, gallery: Gallery) -> None:
 def _embed_served(client: Client, images: np.ndarray, name: str) -> np.ndarray:
     starts = range(0, len(images), _IMAGES_AT_ONCE)
     bar = tqdm(starts, f"embed {name}", unit=f" x {_IMAGES_AT_ONCE} images", leave=False)
-    return np.concatenate([client.embed(images[start : start + _IMAGES_AT_ONCE]) for start in bar])
+    return np.concatenate(
+        [client.embed(list(images[start : start + _IMAGES_AT_ONCE])) for start in bar]
+    )
 
 
 def _served_ranks(neighbors: Neighbors, original_ids: np.ndarray) -> np.ndarray:

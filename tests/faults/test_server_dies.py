@@ -16,7 +16,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from reverse_image_search import contract
-from reverse_image_search.client.client import Client, ServerTimeoutError, TritonError
+from reverse_image_search.client import Client, ServerTimeoutError, TritonError
 from tests.faults.conftest import (
     READY_AGAIN,
     is_right,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reverse_image_search.client.client import Neighbors
+from reverse_image_search.client import Neighbors
 from reverse_image_search.evaluation.copies import KINDS
 from reverse_image_search.evaluation.evaluate import EvaluationError, check_ranking
 from tests.running import BIN, Triton

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reverse_image_search.client.client import Client
+from reverse_image_search.client import Client
 from reverse_image_search.gallery import open_gallery
 from tests.running import (
     BIN,

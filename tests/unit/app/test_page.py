@@ -14,8 +14,8 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from reverse_image_search.client import client as client_module
-from reverse_image_search.client.client import (
+from reverse_image_search import client as client_module
+from reverse_image_search.client import (
     Neighbors,
     RequestRejectedError,
     ServerNotReadyError,

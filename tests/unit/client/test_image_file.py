@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reverse_image_search.client.client import to_tensor
 from reverse_image_search.client.image_file import (
     KEPT_SIDE,
     ImageFileError,
@@ -17,6 +16,7 @@ from reverse_image_search.client.image_file import (
     to_query,
     to_rgb,
 )
+from reverse_image_search.client.tensors import to_tensor
 from tests.image_corpus import (
     BLUE,
     EXIF_ORIENTATION,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reverse_image_search.client.client import Neighbors, ServerUnreachableError
+from reverse_image_search.client import Neighbors, ServerUnreachableError
 from reverse_image_search.client.search import WrongAnswerError, search_gallery
 from reverse_image_search.gallery import Gallery
 

@@ -95,7 +95,7 @@ def test_detach_returns_when_ready_and_stop_leaves_nothing(settings, small_build
     assert search_works(f"http://127.0.0.1:{port}", small_build)
 
     (supervisor,) = (
-        pid for pid, command in processes_naming(port).items() if "local_server.py" in command
+        pid for pid, command in processes_naming(port).items() if "local_server" in command
     )
     family = descendants(supervisor) | {supervisor}
     assert len(family) >= 4, "supervisor, tritonserver and one process for each model"

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
-from tritonclient.http import InferInput, InferRequestedOutput
+from tritonclient.http import InferInput
 from tritonclient.utils import InferenceServerException
 
 from reverse_image_search import contract
@@ -158,12 +158,16 @@ class Client:
         tensors = to_tensors(images)
         batches = batches_of_one_shape(tensors)
         outputs = self._infer(model, [np.stack([tensors[i] for i in batch]) for batch in batches])
+        if len(batches) == 1:
+            return outputs
         order = np.argsort(np.concatenate(batches))  # back to that of the images
         return [output[order] for output in outputs]
 
     def _infer(self, model: contract.ModelSpec, batches: list[np.ndarray]) -> list[np.ndarray]:
         """Outputs of `model`, the batches' answers joined."""
         answers = [self._infer_batch(model, batch) for batch in batches]
+        if len(answers) == 1:
+            return answers[0]
         try:
             return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
         except ValueError as error:
@@ -176,13 +180,7 @@ class Client:
         infer_input = InferInput(spec.name, batch.shape, spec.datatype)
         infer_input.set_data_from_numpy(batch)
         request_id = uuid.uuid4().hex
-        result = self._call(
-            "infer",
-            model.name,
-            [infer_input],
-            outputs=[InferRequestedOutput(output.name) for output in model.outputs],
-            request_id=request_id,
-        )
+        result = self._call("infer", model.name, [infer_input], request_id=request_id)
         try:
             answer = result.get_response()
             outputs = [result.as_numpy(output.name) for output in model.outputs]

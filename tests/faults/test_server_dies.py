@@ -60,6 +60,7 @@ class Load:
                 answer = self._client.search(self._queries)
             except TritonError as error:
                 self.errors[str(error)] += 1
+                time.sleep(0.05)  # leave the processors to the server that starts
             except Exception as error:
                 self.wrong.append(repr(error))
             else:

@@ -22,18 +22,11 @@ import streamlit as st
 from reverse_image_search.app.image_grid import Line, Tile, image_grid, png_data_uri
 from reverse_image_search.app.messages import plain, show_problem
 from reverse_image_search.app.query_card import query_card
+from reverse_image_search.app.query_image import as_encoder_sees, has_light_background, to_query
 from reverse_image_search.app.results import majority, results_csv, same_picture
 from reverse_image_search.app.server_panel import show_how_it_works
 from reverse_image_search.client import Client, TritonError
-from reverse_image_search.client.image_file import (
-    EXTENSIONS,
-    MAX_BYTES,
-    ImageFileError,
-    Photo,
-    as_encoder_sees,
-    read_image,
-    to_query,
-)
+from reverse_image_search.client.image_file import MAX_BYTES, ImageFileError, Photo, read_image
 from reverse_image_search.client.search import Answer, WrongAnswerError, search_gallery
 from reverse_image_search.gallery import Gallery, GalleryError, open_gallery
 
@@ -107,8 +100,7 @@ def choose_query(gallery: Gallery) -> None:
     )
     if source == "Upload":
         st.file_uploader(
-            f"A picture of your own, at most {MAX_BYTES // 2**20} MB",
-            type=EXTENSIONS,
+            f"An image of your own, at most {MAX_BYTES // 2**20} MB",
             key="upload",
             on_change=take_photo,
             args=("upload",),
@@ -219,7 +211,7 @@ def take_photo(widget: str) -> None:
     st.session_state.photo = photo
     st.session_state.photo_name = file.name
     st.session_state.crop = True
-    st.session_state.invert = photo.is_light
+    st.session_state.invert = has_light_background(photo.pixels)
 
 
 @dataclass(frozen=True)

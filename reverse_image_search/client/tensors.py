@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from reverse_image_search import contract
-from reverse_image_search.client.image_file import to_rgb
-
-# Longest side in pixels of the images that are sent; Pillow images are shrunk to it. Encoders look
-# at 28 to 224 pixels, and a 12-megapixel photo would travel as 144 MB of FP32.
-MAX_SIDE = 512
+from reverse_image_search.client.image_file import read_image, to_rgb
 
 # Resampling in float32 can leave 0 to 1 by this much.
 _ROUNDING = 1e-5
 
 
-def to_tensors(images: Image.Image | np.ndarray | Iterable) -> list[np.ndarray]:
+def to_tensors(images: Image.Image | np.ndarray | str | PathLike | Iterable) -> list[np.ndarray]:
     """Convert one image or several.
 
     Parameters
@@ -32,8 +29,8 @@ def to_tensors(images: Image.Image | np.ndarray | Iterable) -> list[np.ndarray]:
     ------
     ValueError, TypeError : no images, another shape or type, or one that can be taken in two ways
     """
-    if isinstance(images, (str, bytes, PathLike)):
-        raise TypeError(f"an image must be opened first: PIL.Image.open({images!r})")
+    if isinstance(images, bytes):
+        raise TypeError("an image must be a path, a Pillow image or an array, got bytes")
     if not isinstance(images, Image.Image) and hasattr(images, "__array__"):
         images = np.asarray(images)
         if (
@@ -56,25 +53,31 @@ def _is_one_image(images: object) -> bool:
         if images.dtype == np.uint8 and images.ndim == 3:
             return images.shape[2] == 3
         return images.ndim < 4
-    return isinstance(images, Image.Image)
+    return isinstance(images, (Image.Image, str, PathLike))
 
 
-def to_tensor(image: Image.Image | np.ndarray) -> np.ndarray:
+def to_tensor(image: Image.Image | np.ndarray | str | PathLike) -> np.ndarray:
     """Convert one image.
 
     Parameters
     ----------
-    image : a Pillow image; a (height, width[, 3]) uint8 array, grayscale or RGB; or a
-        (3, height, width) float32 array, RGB from 0 to 1
+    image : a Pillow image; the path of an image file; a (height, width[, 3]) uint8 array,
+        grayscale or RGB; or a (3, height, width) float32 array, RGB from 0 to 1
 
     Returns
     -------
     (3, height, width) float32, RGB from 0 to 1, no side longer than `MAX_SIDE` for Pillow images
+        and files
+
+    Raises
+    ------
+    ValueError, TypeError : another shape or type
+    OSError, ImageFileError : the file cannot be read
     """
     if isinstance(image, Image.Image):
         image = to_rgb(image)
-        if max(image.size) > MAX_SIDE:
-            image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
+    elif isinstance(image, (str, PathLike)):
+        image = read_image(Path(image).read_bytes()).pixels
     image = np.asarray(image)
     if image.size == 0:
         raise ValueError(f"an image must have pixels, got shape {image.shape}")

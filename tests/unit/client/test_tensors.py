@@ -1,17 +1,11 @@
 """Every form of an image that a program may pass: the right pixels, or a reason."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from reverse_image_search.client.tensors import (
-    MAX_SIDE,
-    batches_of_one_shape,
-    to_tensor,
-    to_tensors,
-)
+from reverse_image_search.client.image_file import MAX_SIDE
+from reverse_image_search.client.tensors import batches_of_one_shape, to_tensor, to_tensors
 
 RGB = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)  # (height, width, 3)
 GRAY = RGB[..., 0]
@@ -64,7 +58,6 @@ def test_photos_are_shrunk_before_they_travel():
         (np.zeros((28, 28), np.float32), ValueError, r"\(3, height, width\), got \(28, 28\)"),
         (np.zeros((28, 28, 3), np.float32), ValueError, r"\(3, height, width\), got \(28, 28, 3"),
         (np.zeros((0, 28), np.uint8), ValueError, r"must have pixels, got shape \(0, 28\)"),
-        ("boot.png", TypeError, "Pillow image"),
         (255 * FLOATS, ValueError, r"shape \(3, height, width\).* from 0 to 1, got 0 to 59\."),
         ((FLOATS - 0.5) / 0.5, ValueError, "from 0 to 1, got -1 to"),
         (np.full((3, 2, 2), np.nan, np.float32), ValueError, "from 0 to 1, got nan"),
@@ -128,10 +121,18 @@ def test_three_gray_images_could_be_one_in_channels_first_order():
         to_tensors(np.zeros((3, 28, 28), np.uint8))
 
 
-@pytest.mark.parametrize("path", ["boot.png", b"boot.png", Path("boot.png")])
-def test_paths_are_not_images(path):
-    with pytest.raises(TypeError, match=r"PIL\.Image\.open\(.*boot\.png"):
-        to_tensors(path)
+def test_paths_are_opened(tmp_path):
+    path = tmp_path / "image_without_ending"
+    Image.fromarray(RGB).save(path, "PNG")
+
+    for images in (path, str(path), [path]):
+        (tensor,) = to_tensors(images)
+        np.testing.assert_allclose(tensor, FLOATS, rtol=1e-6)
+
+
+def test_bytes_are_not_an_image():
+    with pytest.raises(TypeError, match="a path, a Pillow image or an array, got bytes"):
+        to_tensors(b"boot.png")
 
 
 @pytest.mark.parametrize(

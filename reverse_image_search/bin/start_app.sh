@@ -32,6 +32,6 @@ else
   prepare_python
   export TRITON_URL="${TRITON_URL:-http://127.0.0.1:$TRITON_HTTP_PORT}"
   cd "$REPO_ROOT" # Streamlit reads .streamlit/config.toml from where it starts
-  exec "$PYTHON" -I -m streamlit run reverse_image_search/app/page.py \
+  exec "$PYTHON" -I -m reverse_image_search.app \
     --server.port "$APP_PORT" --server.address "$BIND_ADDRESS" --server.headless true
 fi

@@ -106,12 +106,11 @@ def _first_version() -> Iterator[str]:
 def local_server(repositories: list[Path]) -> Iterator[str]:
     """Triton on any model repositories, by the local runtime: its address."""
     ports = free_ports(3)
-    wheel = os.environ.get("TRITON_WHEEL", "nvidia-pytriton==0.7.0")
     options = zip(("--http-port", "--grpc-port", "--metrics-port"), map(str, ports), strict=True)
     command = [
         sys.executable, "-I", "-m", "reverse_image_search.serving.local_server",
         *(word for folder in repositories for word in ("--model-repository", folder)),
-        "--wheel", wheel, *(word for option in options for word in option),
+        *(word for option in options for word in option),
     ]  # fmt: skip
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

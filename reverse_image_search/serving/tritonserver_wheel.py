@@ -10,6 +10,7 @@ import atexit
 import filecmp
 import os
 import platform
+import re
 import secrets
 import shlex
 import shutil
@@ -60,6 +61,13 @@ def check_platform() -> None:
             f"the local runtime needs glibc 2.35 or newer, this is {libc or 'another libc'} "
             f"{version}. Install Docker and use RUNTIME=docker."
         )
+
+
+def pinned_wheel() -> str:
+    """Requirement of the wheel, e.g. ``nvidia-pytriton==0.7.0``: TRITON_WHEEL, as .env has it."""
+    text = (REPOSITORY_ROOT / ".env").read_text()
+    pin = re.search(r"^TRITON_WHEEL=(\S+)", text, re.MULTILINE)
+    return os.environ.get("TRITON_WHEEL") or (pin[1] if pin else "nvidia-pytriton")
 
 
 def server_command(
@@ -113,7 +121,7 @@ def _libraries(wheel: Path) -> Path:
 
 
 def _install(requirement: str) -> Path:
-    """Folder of the installed wheel of `requirement`, e.g. ``nvidia-pytriton==0.7.0``."""
+    """Folder of the installed wheel of `requirement`."""
     name = requirement.replace("==", "-")
     for folder in (REPOSITORY_ROOT / ".triton" / name, state_folder() / name):
         if _works(folder):

@@ -181,7 +181,7 @@ def test_deaths_at_start_are_given_up(build_copy: Path, free_port, tally):
     model.write_bytes(b"no model")
     command = [
         *(sys.executable, "-m", "reverse_image_search.serving.local_server"),
-        *("--model-repository", build_copy / "model_repo", "--wheel", "nvidia-pytriton==0.7.0"),
+        *("--model-repository", build_copy / "model_repo"),
         *("--http-port", free_port(), "--grpc-port", free_port(), "--metrics-port", free_port()),
     ]
     with row.case("a model.pt that is none"):

@@ -87,7 +87,7 @@ local_check() {
 set_local_server_command() {
   LOCAL_SERVER=(
     "$PYTHON" -I -m reverse_image_search.serving.local_server
-    --model-repository "$OUTPUT_DIR/model_repo" --wheel "$TRITON_WHEEL"
+    --model-repository "$OUTPUT_DIR/model_repo"
     --http-port "$TRITON_HTTP_PORT" --grpc-port "$TRITON_GRPC_PORT"
     --metrics-port "$TRITON_METRICS_PORT"
   )

@@ -1,7 +1,6 @@
 """The run file of the local server; the whole of it: tests/integration, tests/scripts."""
 
 import os
-import re
 import subprocess
 import sys
 
@@ -63,10 +62,9 @@ def test_a_lock_is_handed_on(tmp_path):
 
 
 def run_local_server(*arguments: str) -> subprocess.CompletedProcess:
-    wheel = re.search(r"^TRITON_WHEEL=(.+)$", (REPO_ROOT / ".env").read_text(), re.MULTILINE)[1]
     return subprocess.run(
         [sys.executable, "-I", "-m", "reverse_image_search.serving.local_server",
-         "--model-repository", "nowhere", "--wheel", wheel, *arguments],
+         "--model-repository", "nowhere", *arguments],
         capture_output=True,
         text=True,
         timeout=60,

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reverse_image_search.client.client import Client
+from reverse_image_search.client import Client
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import gallery_file
 from tests.running import (

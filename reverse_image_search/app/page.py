@@ -1,6 +1,6 @@
 """The page: pick or upload an image and see the most similar ones of the gallery.
 
-    streamlit run reverse_image_search/app/page.py
+    python -m reverse_image_search.app
 
 Reads two environment variables, which ``start_app.sh`` sets: `TRITON_URL`, the server, and
 `OUTPUT_DIR`, the folder that holds ``gallery/``. The page's address holds its whole state, except

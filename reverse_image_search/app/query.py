@@ -11,16 +11,9 @@ import numpy as np
 import streamlit as st
 
 from reverse_image_search.app.image_grid import Tile, data_uri, image_grid
+from reverse_image_search.app.query_image import as_encoder_sees, has_light_background, to_query
 from reverse_image_search.app.results import title_of
-from reverse_image_search.client.image_file import (
-    EXTENSIONS,
-    MAX_BYTES,
-    ImageFileError,
-    Photo,
-    as_encoder_sees,
-    read_image,
-    to_query,
-)
+from reverse_image_search.client.image_file import MAX_BYTES, ImageFileError, Photo, read_image
 from reverse_image_search.gallery import Gallery, GalleryImage, make_thumbnail, pixel_digest
 
 ALL_CLASSES = "All classes"
@@ -58,8 +51,7 @@ def choose_query(gallery: Gallery) -> None:
     )
     if source == "Upload":
         st.file_uploader(
-            f"Your own image, at most {MAX_BYTES // 2**20} MB",
-            type=EXTENSIONS,
+            f"An image of your own, at most {MAX_BYTES // 2**20} MB",
             key="upload",
             on_change=take_photo,
             args=("upload",),
@@ -170,7 +162,7 @@ def take_photo(widget: str) -> None:
     st.session_state.photo_name = file.name
     st.session_state.photo_digest = hashlib.sha256(data).digest()
     st.session_state.crop = True
-    st.session_state.invert = photo.is_light
+    st.session_state.invert = has_light_background(photo.pixels)
 
 
 def current_query(gallery: Gallery) -> Query:

@@ -19,8 +19,8 @@ from reverse_image_search.benchmark.query_tensors import query_tensors
 from reverse_image_search.benchmark.server_statistics import answers
 from reverse_image_search.client import Client
 from reverse_image_search.layout import REPOSITORY_ROOT
-from reverse_image_search.serving.local_server import is_ready
 from reverse_image_search.serving.ports import free_ports
+from reverse_image_search.serving.supervisor import is_ready
 
 _BIN = REPOSITORY_ROOT / "reverse_image_search" / "bin"
 _START_TIMEOUT = 120  # seconds
@@ -110,7 +110,7 @@ def local_server(repositories: list[Path]) -> Iterator[str]:
     command = [
         sys.executable, "-I", "-m", "reverse_image_search.serving.local_server",
         *(word for folder in repositories for word in ("--model-repository", folder)),
-        "--wheel", _triton_wheel(), *(word for option in options for word in option),
+        *(word for option in options for word in option),
     ]  # fmt: skip
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -120,13 +120,6 @@ def local_server(repositories: list[Path]) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(30)
-
-
-def _triton_wheel() -> str:
-    """`TRITON_WHEEL` of the environment, else of .env."""
-    lines = (REPOSITORY_ROOT / ".env").read_text().splitlines()
-    settings = dict(line.split("=", 1) for line in lines if line.startswith("TRITON_WHEEL="))
-    return os.environ.get("TRITON_WHEEL") or settings["TRITON_WHEEL"]
 
 
 def _wait_until(ready: Callable[[], bool], process: subprocess.Popen, log: IO[str]) -> None:

@@ -19,8 +19,12 @@
 #
 # RUNTIME=docker builds in a container, RUNTIME=local in .venv, which is made when missing.
 
+# Under bash, whichever shell was asked, and without the caller's functions and options.
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
+source "$LIB_DIR/runtime.sh"
+source "$LIB_DIR/python_environment.sh"
 source "$LIB_DIR/docker_runtime.sh"
 
 help_if_asked "$@"

@@ -8,8 +8,11 @@
 #
 # RUNTIME=docker|local chooses the runtime; otherwise docker where a Docker engine answers.
 
+# Under bash, whichever shell was asked, and without the caller's functions and options.
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
+source "$LIB_DIR/runtime.sh"
 
 help_if_asked "$@"
 (($# == 0)) || die "unknown option $1. See $BIN/demo.sh -h"
@@ -18,26 +21,49 @@ choose_runtime
 for port in TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT APP_PORT; do
   check_port_free "$port"
 done
-[[ -f $OUTPUT_DIR/gallery/SHA256SUMS ]] || "$REPO_ROOT/$BIN/build_models.sh"
-
 device=cpu
 if has_nvidia_gpu; then device=gpu; fi
 server="$REPO_ROOT/$BIN/start_inference_server_$device.sh"
-app_process=""
-stop_all() {
-  trap - EXIT INT TERM
-  if [[ -n $app_process ]]; then
-    kill -TERM "$app_process" 2>/dev/null || true
-    wait "$app_process" || true
-  fi
-  "$server" --stop
+
+# Ends what this script started as soon as the script has ended, in whatever way: then nobody
+# writes to the pipe any more that this reads the process ids from. It prints last, because the
+# terminal may be gone.
+stop_what_was_started() {
+  trap '' HUP INT TERM PIPE
+  local -a started=()
+  local pid message tries
+  while read -r pid; do started+=("$pid"); done
+  for pid in "${started[@]}"; do
+    kill -TERM "$pid" 2>/dev/null || continue
+    for ((tries = 0; tries < 300; ++tries)); do
+      kill -0 "$pid" 2>/dev/null || break
+      sleep 0.1
+    done
+    kill -KILL "$pid" 2>/dev/null || true
+  done
+  message="$("$server" --stop 2>&1)" || true
+  echo "$message" 2>/dev/null || true
 }
-trap stop_all EXIT
+exec {pipe}> >(stop_what_was_started)
+stopper=$!
+# shellcheck disable=SC2064 # as it is now
+trap "trap '' HUP INT TERM PIPE; exec {pipe}>&-; wait $stopper || true" EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
+trap 'exit 141' PIPE
 trap 'exit 143' TERM
 
-"$server" --detach
-echo "Open http://localhost:$APP_PORT/ in a browser; Ctrl-C here stops app and server."
-"$REPO_ROOT/$BIN/start_app.sh" &
-app_process=$!
-wait "$app_process"
+# In the background, so that a signal to this script is acted on at once.
+run() {
+  "$@" {pipe}>&- &
+  echo "$!" >&"$pipe"
+  wait "$!"
+}
+
+if [[ ! -f $OUTPUT_DIR/gallery/SHA256SUMS ]]; then
+  run "$server" --check
+  run "$REPO_ROOT/$BIN/build_models.sh"
+fi
+run "$server" --detach
+echo "Open $(app_url) in a browser; Ctrl-C here stops app and server."
+run "$REPO_ROOT/$BIN/start_app.sh"

@@ -13,8 +13,12 @@
 #
 # It asks the server that start_inference_server_*.sh started; TRITON_URL names another one.
 
+# Under bash, whichever shell was asked, and without the caller's functions and options.
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
+source "$LIB_DIR/runtime.sh"
+source "$LIB_DIR/python_environment.sh"
 
 help_if_asked "$@"
 check_options "$@"

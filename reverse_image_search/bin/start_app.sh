@@ -7,8 +7,12 @@
 #   --host ADDRESS  listen there instead of on 127.0.0.1 (BIND_ADDRESS of .env)
 #   -h, --help      this text
 
+# Under bash, whichever shell was asked, and without the caller's functions and options.
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
+source "$LIB_DIR/runtime.sh"
+source "$LIB_DIR/python_environment.sh"
 source "$LIB_DIR/docker_runtime.sh"
 
 help_if_asked "$@"
@@ -28,6 +32,6 @@ else
   prepare_python
   export TRITON_URL="${TRITON_URL:-http://127.0.0.1:$TRITON_HTTP_PORT}"
   cd "$REPO_ROOT" # Streamlit reads .streamlit/config.toml from where it starts
-  exec "$PYTHON" -I -m streamlit run reverse_image_search/app/page.py \
+  exec "$PYTHON" -I -m reverse_image_search.app \
     --server.port "$APP_PORT" --server.address "$BIND_ADDRESS" --server.headless true
 fi

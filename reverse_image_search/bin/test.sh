@@ -18,8 +18,12 @@
 # With CI=true it is a failure, and on Debian and Ubuntu, as root, it is installed first.
 # TEST_DATA_DIR names a folder that has the dataset, instead of data/.
 
+# Under bash, whichever shell was asked, and without the caller's functions and options.
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/lib/environment.sh"
+source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
+source "$LIB_DIR/runtime.sh"
+source "$LIB_DIR/python_environment.sh"
 
 readonly SUITES=(unit integration scripts browser docker faults)
 
@@ -51,7 +55,7 @@ main() {
 
   echo "Suites: ${suites[*]}"
   cd "$REPO_ROOT"
-  exec "$PYTHON" -m pytest --durations=15 "${options[@]}" "${suites[@]/#/tests/}"
+  exec "$PYTHON" -I -m pytest --durations=15 "${options[@]}" "${suites[@]/#/tests/}"
 }
 
 prepare_browser() {

@@ -6,9 +6,8 @@ client = Client("http://localhost:8000")
 neighbors = client.search([Image.open("boot.png")])
 """
 
-from reverse_image_search.client.client import (
-    Client,
-    Neighbors,
+from reverse_image_search.client.client import Client, Neighbors
+from reverse_image_search.client.errors import (
     RequestRejectedError,
     ServerNotReadyError,
     ServerTimeoutError,

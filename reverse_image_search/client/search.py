@@ -1,7 +1,7 @@
-"""A search whose pictures are right: served models and gallery must be of one build.
+"""Search a gallery: the served models must belong to it.
 
-The server answers with ids, the gallery knows the pictures behind them. If one of the two is of
-another build, every picture shown would be a wrong one, and nothing would look amiss.
+The server answers with ids, the gallery knows the images behind them. If one of the two were of
+another build, every image shown would be a wrong one, and nothing would look amiss.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from reverse_image_search import contract
-from reverse_image_search.client.client import Client
+from reverse_image_search.client import Client
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import BUILD_COMMAND, START_COMMAND
 
@@ -25,8 +25,8 @@ class WrongAnswerError(Exception):
 class Answer(NamedTuple):
     """The nearest gallery images of one query, best first."""
 
-    ids: np.ndarray  # (K,) int64, each within the gallery
-    scores: np.ndarray  # (K,) float32, cosine similarity, falling
+    ids: np.ndarray  # (n,) int64, n at most K, each in the gallery
+    scores: np.ndarray  # (n,) float32, cosine similarity, falling
     embed_ms: float  # milliseconds of the call to `image_encoder`
     find_ms: float  # milliseconds of the call to `vector_similarity`
 
@@ -48,22 +48,29 @@ def search_gallery(client: Client, gallery: Gallery, image: Image.Image | np.nda
     # Again, for the server may have been restarted with other models between the two calls.
     check_identity(client, gallery)
     ids, scores = neighbors.ids[0], neighbors.scores[0]
-    scores, ids = scores[ids >= 0], ids[ids >= 0]
-    if len(ids) and ids.max() >= len(gallery):
+    ids, scores = ids[ids != contract.NO_NEIGHBOR], scores[ids != contract.NO_NEIGHBOR]
+    try:
+        gallery.images(ids)
+    except KeyError as error:
         raise WrongAnswerError(
-            f"vector_similarity answers ids from {ids.min()} to {ids.max()}, but the gallery has "
-            f"{len(gallery)} images. Build both again with {BUILD_COMMAND}"
-        )
+            f"vector_similarity answers id {error}, which the gallery does not have. "
+            f"Build both again with {BUILD_COMMAND}"
+        ) from None
     if not (len(ids) and np.isfinite(scores).all()):
         raise WrongAnswerError(
-            f"vector_similarity answers {len(ids)} neighbours, and scores that are no numbers. "
+            f"vector_similarity answers {len(ids)} neighbors, or scores that are not numbers. "
             f"Build it again with {BUILD_COMMAND}"
         )
     return Answer(ids, scores, 1e3 * (embedded - start), 1e3 * (found - embedded))
 
 
 def served_ids(client: Client) -> dict[str, dict[str, str]]:
-    """`encoder_id` and `gallery_id` of each served model, by model name."""
+    """`encoder_id` and `gallery_id` that each served model carries, by model name.
+
+    Raises
+    ------
+    TritonError : the server did not answer
+    """
     found = {}
     for model in contract.MODELS:
         parameters = client.model_config(model.name).get("parameters", {})
@@ -76,16 +83,25 @@ def served_ids(client: Client) -> dict[str, dict[str, str]]:
 
 
 def check_identity(client: Client, gallery: Gallery) -> None:
-    """Compare the served models' ids with the gallery's."""
-    encoder_id = {"encoder_id": gallery.encoder_id}
-    expected = {
-        contract.IMAGE_ENCODER.name: encoder_id,
-        contract.VECTOR_SIMILARITY.name: {**encoder_id, "gallery_id": gallery.gallery_id},
-    }
+    """Check that both served models belong to the gallery, by their ids.
+
+    Raises
+    ------
+    WrongAnswerError : they do not
+    TritonError : the server did not answer
+    """
+    encoder_id = {contract.ENCODER_ID_PARAMETER: gallery.encoder_id}
+    identity = {**encoder_id, contract.GALLERY_ID_PARAMETER: gallery.gallery_id}
+    expected = {contract.IMAGE_ENCODER.name: encoder_id, contract.VECTOR_SIMILARITY.name: identity}
     served = served_ids(client)
     if served != expected:
         raise WrongAnswerError(
-            f"The server's models are of another build than the gallery, so results would show "
-            f"wrong images (gallery {expected}; served {served}). Stop the server and start it "
-            f"again with {START_COMMAND}"
+            "The server's models are of another build than the gallery, so results would show "
+            f"wrong images (gallery: {_as_text(identity)}; "
+            f"{'; '.join(f'{model}: {_as_text(ids)}' for model, ids in served.items())}). "
+            f"Stop the server and start it again with {START_COMMAND}"
         )
+
+
+def _as_text(ids: dict[str, str]) -> str:
+    return ", ".join(f"{key} {value or 'none'}" for key, value in ids.items()) or "no ids"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -21,7 +22,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from reverse_image_search.layout import BUILD_COMMAND, CHECKSUMS, PARTS
+from reverse_image_search.layout import BUILD_COMMAND, CHECKSUMS, MODEL_REPO, PARTS
+
+# fsync(2) of a folder: VirtualBox shares, and some of CIFS, 9p, NFS and FUSE, cannot do it.
+_CANNOT_SYNC_FOLDERS = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS}
+_CANNOT_LOCK = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 class PublishingError(Exception):
@@ -34,12 +39,13 @@ def staging(output_dir: Path) -> Iterator[Path]:
 
     Raises
     ------
-    PublishingError : another build writes to `output_dir`
+    PublishingError : another build writes to `output_dir`, or its file system cannot publish
     """
     work = output_dir / ".build"
     work.mkdir(parents=True, exist_ok=True)
     with _lock(work / "build.lock", wait=False):
         finish_publishing(output_dir)
+        _check_file_system(output_dir)
         folder = work / "staging"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -55,9 +61,60 @@ def staging(output_dir: Path) -> Iterator[Path]:
             finish_publishing(output_dir)
         except OSError as error:
             raise PublishingError(
-                f"The build is complete, but could not be moved into place ({error}). Mend that; "
+                f"The build is complete, but could not be moved into place ({error}). Fix that; "
                 "the next start of the server, or the next build, moves it."
             ) from error
+
+
+def check_space(output_dir: Path, needed: int) -> None:
+    """Check that `output_dir` has room for a build of `needed` bytes, before the long work.
+
+    Raises
+    ------
+    PublishingError : it has not
+    """
+    free = shutil.disk_usage(output_dir).free
+    if free < needed:
+        raise PublishingError(
+            f"The build needs {needed / 1e6:,.0f} MB in {output_dir}, where {free / 1e6:,.0f} MB "
+            "are free. Nothing was published; what was built before is unchanged."
+        )
+
+
+def _check_file_system(output_dir: Path) -> None:
+    """Try all that publishing does to the disk, before the long work that it comes after."""
+    work = output_dir / ".build"
+    for part in PARTS:
+        folder = output_dir / part
+        if folder.is_mount():
+            raise PublishingError(
+                f"{folder} is a mount point, which a build cannot replace. "
+                f"Mount a folder above it, {output_dir} for example."
+            )
+        if folder.is_dir() and not os.access(folder, os.W_OK):
+            raise PublishingError(
+                f"{folder} belongs to another user (id {folder.stat().st_uid}) and cannot be "
+                f"replaced. Remove it, or build into another folder with --output-dir."
+            )
+    trial, renamed = work / "trial", work / "renamed"
+    for folder in (trial, renamed):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        (trial / "folder").mkdir(parents=True)
+        (trial / "folder" / "file").write_bytes(b"\0" * 4096)
+        _sync(trial)
+        trial.rename(renamed)
+        (renamed / "folder").rename(trial)
+        with _lock(trial / "file", wait=True):
+            pass
+    except OSError as error:
+        raise PublishingError(
+            f"{error.filename or work}: {error.strerror}. A build cannot be published to "
+            f"{output_dir}. Nothing was published; what was built before is unchanged."
+        ) from error
+    finally:
+        for folder in (trial, renamed):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def finish_publishing(output_dir: Path) -> None:
@@ -90,7 +147,7 @@ def verify(output_dir: Path) -> None:
     try:
         lines = sums.read_text().splitlines()
     except FileNotFoundError:
-        if (output_dir / "model_repo").exists():
+        if (output_dir / MODEL_REPO).exists():
             raise PublishingError(f"{sums} is missing. Build again with {BUILD_COMMAND}") from None
         _refuse_during_build(output_dir)
         raise PublishingError(
@@ -101,12 +158,12 @@ def verify(output_dir: Path) -> None:
     if not lines:
         raise PublishingError(f"{sums} is empty. Build again with {BUILD_COMMAND}")
     sum_of = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
-    for path in (output_dir / "model_repo").rglob("*"):
+    for path in (output_dir / MODEL_REPO).rglob("*"):
         name = path.relative_to(output_dir).as_posix()
         if path.is_file() and name not in sum_of:
             # Triton would serve it.
             raise PublishingError(
-                f"{path} is no file of this build. Remove it, or build again with {BUILD_COMMAND}"
+                f"{path} is not part of this build. Remove it, or build again with {BUILD_COMMAND}"
             )
     for name, expected in sum_of.items():
         path = output_dir / name
@@ -140,6 +197,9 @@ def _sync(folder: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if not (path.is_dir() and error.errno in _CANNOT_SYNC_FOLDERS):
+                raise
         finally:
             os.close(descriptor)
 
@@ -161,6 +221,13 @@ def _lock(path: Path, wait: bool) -> Iterator[None]:
         except BlockingIOError:
             raise PublishingError(
                 f"Another build is writing to {path.parent.parent}. Wait until it ends, or stop it."
+            ) from None
+        except OSError as error:
+            if error.errno not in _CANNOT_LOCK:
+                raise
+            raise PublishingError(
+                f"The file system of {path.parent.parent} cannot lock files ({error.strerror}). "
+                "Build into a folder on another disk with --output-dir."
             ) from None
         yield
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reverse_image_search.client.client import Client
+from reverse_image_search.client import Client
 from reverse_image_search.gallery import Gallery
 from tests.running import (
     BIN,

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from reverse_image_search import contract
-from reverse_image_search.client.client import Client
+from reverse_image_search.client import Client
 from tests.running import REPO_ROOT, Triton, free_ports, skip_or_fail, wait_until
 
 MONITORING = REPO_ROOT / "reverse_image_search" / "deploy" / "monitoring"

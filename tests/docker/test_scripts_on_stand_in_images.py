@@ -116,7 +116,7 @@ def test_server_in_stand_in_triton_image_answers_the_host(
 def test_server_in_stand_in_triton_image_answers_the_app_container_by_name(app: str) -> None:
     program = (
         "import numpy, os\n"
-        "from reverse_image_search.client.client import Client\n"
+        "from reverse_image_search.client import Client\n"
         "query = numpy.zeros((28, 28), 'uint8')\n"
         "print(Client(os.environ['TRITON_URL'], timeout=60).search([query]).ids.shape)"
     )

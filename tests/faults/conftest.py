@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from reverse_image_search import contract
-from reverse_image_search.client.client import Client, Neighbors
+from reverse_image_search.client import Client, Neighbors
 from reverse_image_search.gallery import Gallery
 from tests.running import Triton, processes_naming, start_server, stop_server
 

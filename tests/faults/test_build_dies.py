@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from reverse_image_search.client.client import Client
+from reverse_image_search.client import Client
 from reverse_image_search.layout import gallery_file
 from reverse_image_search.serving.publishing import (
     PublishingError,

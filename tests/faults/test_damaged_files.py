@@ -69,7 +69,7 @@ def test_a_model_that_the_build_did_not_write_is_named(build_copy: Path):
     stranger.parent.mkdir()
     stranger.write_text('backend: "python"')
 
-    with pytest.raises(PublishingError, match=f"{stranger} is no file of this build"):
+    with pytest.raises(PublishingError, match=f"{stranger} is not part of this build"):
         verify(build_copy)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reverse_image_search.client.client import Client
+from reverse_image_search.client import Client
 from reverse_image_search.client.search import WrongAnswerError, search_gallery
 from reverse_image_search.gallery import Gallery, GalleryWriter
 

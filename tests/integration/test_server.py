@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from reverse_image_search import contract
-from reverse_image_search.client.client import Client, RequestRejectedError, ServerNotReadyError
+from reverse_image_search.client import Client, RequestRejectedError, ServerNotReadyError
 from reverse_image_search.serving.export import export_torchscript, model_config
 from reverse_image_search.serving.publishing import staging
 from tests.running import wait_until

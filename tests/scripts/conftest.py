@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +29,7 @@ def settings(small_build: Path, ports: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture
 def copy_repository() -> Callable[[Path], Path]:
-    """``copy_repository(folder)``: what a user clones, and the installed packages by link."""
+    """``copy_repository(folder)``: what a user clones, with a .venv that has the packages."""
 
     def copy(folder: Path) -> Path:
         folder.mkdir(parents=True)
@@ -34,12 +37,19 @@ def copy_repository() -> Callable[[Path], Path]:
             shutil.copytree(
                 REPO_ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
             )
-        for path in (REPO_ROOT / ".env", *REPO_ROOT.glob("requirements*.txt")):
+        for name in (".env", "pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(REPO_ROOT / name, folder)
+        for path in REPO_ROOT.glob("requirements*.txt"):
             shutil.copy(path, folder)
-        (folder / ".venv").symlink_to(REPO_ROOT / ".venv")
+        venv = folder / ".venv"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+        packages = venv / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+        (packages / "clone.pth").write_text(f"{folder}\n")
+        shared = [path for path in map(Path, sys.path) if path.name == "site-packages"]
+        (packages / "shared.pth").write_text("".join(f"{path}\n" for path in shared))
         (folder / ".triton").mkdir()
         for wheel in (REPO_ROOT / ".triton").glob("nvidia-pytriton-*"):
-            (folder / ".triton" / wheel.name).symlink_to(wheel)
+            (folder / ".triton" / wheel.name).symlink_to(wheel.resolve())
         return folder
 
     return copy
@@ -50,6 +60,18 @@ def isolated_path(tmp_path: Path) -> Path:
     """A folder for PATH with a few tools and no Python, Docker or nvidia-smi."""
     folder = tmp_path / "path"
     folder.mkdir()
-    for tool in ("bash", "basename", "cat", "dirname", "env", "grep", "rm", "sed", "uname"):
+    for tool in (
+        "bash",
+        "basename",
+        "cat",
+        "dirname",
+        "env",
+        "grep",
+        "ls",
+        "readlink",
+        "rm",
+        "sed",
+        "uname",
+    ):
         (folder / tool).symlink_to(shutil.which(tool))
     return folder

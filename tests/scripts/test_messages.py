@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.running import BIN, REPO_ROOT, run_script
+from tests.running import BIN, run_script
 
 SCRIPTS = sorted(path.name for path in BIN.glob("*.sh"))
 FRONTS = ("start_inference_server_cpu.sh", "start_inference_server_gpu.sh")
@@ -55,8 +55,8 @@ def test_a_wrong_runtime_is_named(script, tmp_path):
 
 
 @pytest.mark.parametrize("script", [*FRONTS, "start_app.sh"])
-@pytest.mark.parametrize("address", [[], ["everywhere"], ["--detach"]])
-def test_a_host_that_is_no_address_is_named(script, address):
+@pytest.mark.parametrize("address", [[], ["everywhere"], ["--detach"], ["300.1.1.1"]])
+def test_a_host_that_is_not_an_address_is_named(script, address):
     result = run_script(script, "--host", *address, RUNTIME="local", timeout=60)
 
     assert result.returncode == 1
@@ -125,14 +125,6 @@ def test_a_taken_port_is_named_with_its_owner(settings, taken, script, name):
         assert f"(process {os.getpid()})" in result.stderr
 
 
-@pytest.mark.parametrize("port", ["http", "80 80", ""])
-def test_what_is_no_port_is_named(settings, port):
-    result = run_script(FRONTS[0], **settings | {"TRITON_GRPC_PORT": port})
-
-    assert result.returncode == 1
-    assert f"TRITON_GRPC_PORT is '{port}', which is no port number" in result.stderr
-
-
 def run_isolated(repository, path, script: str, *arguments: str) -> subprocess.CompletedProcess:
     """Run a script of `repository` with the programs of `path` and no others."""
     return subprocess.run(
@@ -146,9 +138,9 @@ def run_isolated(repository, path, script: str, *arguments: str) -> subprocess.C
 
 @pytest.fixture
 def fresh_clone(copy_repository, tmp_path):
-    """A repository in which nothing is installed."""
+    """A clone in which nothing is installed."""
     repository = copy_repository(tmp_path / "clone")
-    (repository / ".venv").unlink()
+    shutil.rmtree(repository / ".venv")
     return repository
 
 
@@ -171,73 +163,29 @@ def test_a_python_without_venv_is_named_and_leaves_no_half_of_one(fresh_clone, i
     put_program(
         isolated_path,
         "python3",
-        '[[ $* != "-m venv "* ]] || { mkdir -p "$3/bin"; exit 1; }; echo Python 3.11.2',
+        "[[ $* != *ensurepip* ]] || exit 1\n"
+        '[[ $* != "-I -m venv "* ]] || { mkdir -p "$4/bin"; exit 1; }; echo Python 3.11.2',
     )
 
     result = run_isolated(fresh_clone, isolated_path, "build_models.sh")
 
     assert result.returncode == 1
-    assert "has no venv module" in result.stderr
+    assert "lacks the venv module" in result.stderr
     assert "apt-get install python3-venv" in result.stderr
     assert not (fresh_clone / ".venv").exists()
 
 
 def test_packages_that_cannot_be_installed_are_one_message(fresh_clone, isolated_path):
     (fresh_clone / ".venv" / "bin").mkdir(parents=True)
-    put_program(fresh_clone / ".venv" / "bin", "python", 'echo "no network" >&2; exit 1')
+    put_program(
+        fresh_clone / ".venv" / "bin",
+        "python",
+        'case "$*" in *missing_packages*) echo torch ;;'
+        ' *"pip install"*) echo "no network" >&2; exit 1 ;; esac',
+    )
 
     result = run_isolated(fresh_clone, isolated_path, "build_models.sh")
 
     assert result.returncode == 1
     assert "no network" in result.stderr
-    assert "the packages could not be installed" in result.stderr
-    assert not (fresh_clone / ".venv" / ".installed-requirements").exists()
-
-
-def settings_of(repository, *names: str, **environment: str) -> list[str]:
-    """Values that the scripts of `repository` see."""
-    code = 'source "$0"; read_settings; for name; do echo "${!name}"; done'
-    library = repository / "reverse_image_search" / "bin" / "lib" / "environment.sh"
-    result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", code, library, *names],
-        env={"PATH": os.environ["PATH"], **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return result.stdout.splitlines()
-
-
-def test_the_environment_wins_over_dot_env(copy_repository, tmp_path):
-    repository = copy_repository(tmp_path / "clone")
-    (repository / ".env").write_text(
-        "# a comment=1\n\nRUNTIME=docker\nTRITON_HTTP_PORT=9000\nOUTPUT_DIR=some where\n"
-        "TRITON_IMAGE=registry:5000/triton:1=2"  # no line end
-    )
-    names = ("RUNTIME", "TRITON_HTTP_PORT", "OUTPUT_DIR", "TRITON_IMAGE")
-
-    assert settings_of(repository, *names) == [
-        "docker",
-        "9000",
-        f"{repository}/some where",
-        "registry:5000/triton:1=2",
-    ]
-    assert settings_of(repository, *names, RUNTIME="", OUTPUT_DIR="/else", TRITON_HTTP_PORT="1")[
-        :3
-    ] == ["", "1", "/else"]
-
-
-def test_dot_env_is_the_home_of_the_settings_that_the_readme_names():
-    names = (
-        *("RUNTIME", "TRITON_IMAGE", "TRITON_HTTP_PORT", "TRITON_GRPC_PORT"),
-        *("TRITON_METRICS_PORT", "APP_PORT", "BIND_ADDRESS", "OUTPUT_DIR"),
-    )
-
-    values = dict(zip(names, settings_of(REPO_ROOT, *names), strict=True))
-
-    assert values["RUNTIME"] == ""
-    assert values["TRITON_IMAGE"].startswith("nvcr.io/nvidia/tritonserver:")
-    ports = [values[name] for name in names if name.endswith("PORT")]
-    assert ports == ["8000", "8001", "8002", "8501"]
-    assert values["BIND_ADDRESS"] == "127.0.0.1"
-    assert values["OUTPUT_DIR"] == str(REPO_ROOT)
+    assert "the packages could not be installed into .venv (see above)" in result.stderr

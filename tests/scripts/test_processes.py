@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reverse_image_search.client.client import Client
+from reverse_image_search.client import Client
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import gallery_file
 from tests.running import (
@@ -96,7 +96,7 @@ def test_detach_returns_when_ready_and_stop_leaves_nothing(settings, small_build
     assert search_works(f"http://127.0.0.1:{port}", small_build)
 
     (supervisor,) = (
-        pid for pid, command in processes_naming(port).items() if "local_server.py" in command
+        pid for pid, command in processes_naming(port).items() if "local_server" in command
     )
     family = descendants(supervisor) | {supervisor}
     assert len(family) >= 4, "supervisor, tritonserver and one process for each model"

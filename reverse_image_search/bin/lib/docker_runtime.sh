@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # The docker runtime: the build, Triton and the app, each in a container. The scripts in bin/
-# source it after environment.sh.
+# source it after settings.sh.
 #
 # Containers run without root, without capabilities and on a read-only root; the ports that they
 # publish are open on BIND_ADDRESS alone.

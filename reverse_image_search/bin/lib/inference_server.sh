@@ -2,10 +2,11 @@
 # Starts Triton on cpu or gpu; start_inference_server_cpu.sh and _gpu.sh are its front.
 
 start_inference_server() {
-  local device="$1" detach=0 ensemble=0 stop=0 host=""
+  local device="$1" detach=0 ensemble=0 stop=0 check=0 host=""
   shift
   while (($#)); do
     case "$1" in
+      --check) check=1 ;;
       --detach) detach=1 ;;
       --ensemble) ensemble=1 ;;
       --stop) stop=1 ;;
@@ -18,20 +19,25 @@ start_inference_server() {
         print_help
         exit 0
         ;;
-      *) die "unknown option $1. See $BIN/$(basename "$0") -h" ;;
+      *) die "unknown option $1. See $BIN/$(script_name) -h" ;;
     esac
     shift
   done
-  choose_runtime
   if ((stop)); then
+    choose_runtime >/dev/null # the terminal may be gone: act before anything is printed
     stop_inference_server
     return
   fi
+  choose_runtime
   [[ $RUNTIME == docker || $host == "" || $host == 127.0.0.1 ]] ||
     die "the local server listens on 127.0.0.1 only, not on $host: its release has known critical vulnerabilities. For --host, install Docker and use RUNTIME=docker."
   if [[ $device == gpu ]]; then
     has_nvidia_gpu ||
       die "no NVIDIA GPU found (nvidia-smi lists none). Use $BIN/start_inference_server_cpu.sh"
+  fi
+  if ((check)); then
+    [[ $RUNTIME == docker ]] || local_check
+    return
   fi
   verify_build
   if [[ $RUNTIME == docker ]]; then
@@ -46,11 +52,11 @@ start_inference_server() {
 stop_inference_server() {
   if [[ $RUNTIME == docker ]]; then
     docker_stop_server
-  elif [[ -x $PYTHON ]]; then
+  elif venv_works; then
     set_local_server_command
     "${LOCAL_SERVER[@]}" --stop
   else
-    echo "No server of this project runs: .venv does not exist."
+    echo "No server of this project runs: there is no working .venv."
   fi
 }
 
@@ -70,11 +76,18 @@ local_serve() {
   exec "${LOCAL_SERVER[@]}"
 }
 
+# Installs what the server needs, and dies where it cannot run.
+local_check() {
+  prepare_python
+  set_local_server_command
+  "${LOCAL_SERVER[@]}" --check
+}
+
 # Sets LOCAL_SERVER to the command line of the supervisor.
 set_local_server_command() {
   LOCAL_SERVER=(
     "$PYTHON" -I -m reverse_image_search.serving.local_server
-    --model-repository "$OUTPUT_DIR/model_repo" --wheel "$TRITON_WHEEL"
+    --model-repository "$OUTPUT_DIR/model_repo"
     --http-port "$TRITON_HTTP_PORT" --grpc-port "$TRITON_GRPC_PORT"
     --metrics-port "$TRITON_METRICS_PORT"
   )

@@ -1,30 +1,40 @@
-"""Nothing is shown that could be a wrong picture."""
+"""Nothing is shown that could be a wrong image."""
 
 import numpy as np
 import pytest
 
-from reverse_image_search.client.client import Neighbors, ServerUnreachableError
+from reverse_image_search.client import Neighbors, ServerUnreachableError
 from reverse_image_search.client.search import WrongAnswerError, search_gallery
-from reverse_image_search.gallery import Gallery
+from reverse_image_search.gallery import (
+    Gallery,
+    GalleryImage,
+    GalleryMetadata,
+    GalleryWriter,
+    make_thumbnail,
+)
 
 IMAGE = np.zeros((2, 2), np.uint8)
 
 
 class StubClient:
-    """Answers what it is told to; `build_ids` a list of answers, one for each call."""
+    """Answers what it is told to; `served` has one (encoder_id, gallery_id) for each check."""
 
-    def __init__(self, build_ids=("a",), ids=(2, 0), scores=(0.9, 0.5)):
-        self._build_ids = list(build_ids)
+    def __init__(self, served=(("e", "g"),), ids=(7, 2), scores=(0.9, 0.5)):
+        self._served = list(served)
         self._neighbors = Neighbors(np.array([ids]), np.array([scores], np.float32))
         self.searches = 0
 
-    def build_ids(self):
-        build_id = self._build_ids.pop(0) if len(self._build_ids) > 1 else self._build_ids[0]
-        if isinstance(build_id, Exception):
-            raise build_id
-        if isinstance(build_id, str):
-            build_id = {"image_encoder": build_id, "vector_similarity": build_id}
-        return build_id
+    def model_config(self, name):
+        served = self._served[0]
+        if name == "vector_similarity" and len(self._served) > 1:
+            self._served.pop(0)
+        if isinstance(served, Exception):
+            raise served
+        encoder_id, gallery_id = served
+        ids = {"encoder_id": encoder_id}
+        if name == "vector_similarity":
+            ids["gallery_id"] = gallery_id
+        return {"parameters": {k: {"string_value": v} for k, v in ids.items() if v}}
 
     def embed(self, images):
         self.searches += 1
@@ -37,32 +47,36 @@ class StubClient:
 
 
 @pytest.fixture
-def gallery():
-    """Three pictures of build "a"."""
-    pictures, labels = np.zeros((3, 2, 2), np.uint8), np.zeros(3, int)
-    return Gallery("a", "Test", ["Bag"], pictures, labels, pictures, labels)
+def gallery(tmp_path):
+    """Images 2, 5 and 7 of gallery "g", embedded by encoder "e"."""
+    file = make_thumbnail(IMAGE)
+    with GalleryWriter(tmp_path / "gallery.sqlite") as writer:
+        writer.add_images(GalleryImage(i, str(i), None, 2, 2, b"", file) for i in (2, 5, 7))
+        writer.set_metadata(GalleryMetadata("g", "e", "Test", [], 28, 28, True, True))
+    return Gallery(tmp_path / "gallery.sqlite")
 
 
 def test_ids_and_scores_come_as_the_server_gave_them(gallery):
     answer = search_gallery(StubClient(), gallery, IMAGE)
 
-    assert answer.ids.tolist() == [2, 0]
+    assert answer.ids.tolist() == [7, 2]
     assert answer.scores.tolist() == pytest.approx([0.9, 0.5])
     assert answer.embed_ms >= 0
     assert answer.find_ms >= 0
 
 
-@pytest.mark.parametrize(
-    "served",
-    [
-        "b",
-        "",  # the models carry none
-        {"image_encoder": "a", "vector_similarity": "b"},
-        {"image_encoder": "b", "vector_similarity": "a"},
-    ],
-)
+def test_padding_is_left_out(gallery):
+    client = StubClient(ids=(5, 2, -1, -1), scores=(0.9, 0.5, -3e38, -3e38))
+
+    answer = search_gallery(client, gallery, IMAGE)
+
+    assert answer.ids.tolist() == [5, 2]
+    assert answer.scores.tolist() == pytest.approx([0.9, 0.5])
+
+
+@pytest.mark.parametrize("served", [("other", "g"), ("e", "other"), ("", "g"), ("e", ""), ("", "")])
 def test_models_of_another_build_are_not_even_asked(gallery, served):
-    client = StubClient(build_ids=[served])
+    client = StubClient([served])
 
     with pytest.raises(WrongAnswerError, match=r"another build.*start_inference_server_cpu\.sh"):
         search_gallery(client, gallery, IMAGE)
@@ -71,19 +85,18 @@ def test_models_of_another_build_are_not_even_asked(gallery, served):
 
 def test_server_restarted_with_another_build_while_it_was_asked(gallery):
     with pytest.raises(WrongAnswerError, match="another build"):
-        search_gallery(StubClient(build_ids=["a", "b"]), gallery, IMAGE)
+        search_gallery(StubClient([("e", "g"), ("e", "other")]), gallery, IMAGE)
 
 
 def test_server_gone_after_it_answered(gallery):
     """Which build answered is not known then."""
-    client = StubClient(build_ids=["a", ServerUnreachableError("gone")])
+    client = StubClient([("e", "g"), ServerUnreachableError("gone")])
 
     with pytest.raises(ServerUnreachableError):
         search_gallery(client, gallery, IMAGE)
 
 
-@pytest.mark.parametrize("ids", [(0, 3), (-1, 0)])
-def test_ids_outside_the_gallery(gallery, ids):
-    """A negative id would show a picture, counted from the end."""
-    with pytest.raises(WrongAnswerError, match=r"gallery has 3 images.*build_models\.sh"):
+@pytest.mark.parametrize("ids", [(5, 3), (-2, 5)])
+def test_ids_that_the_gallery_does_not_have(gallery, ids):
+    with pytest.raises(WrongAnswerError, match=r"gallery does not have.*build_models\.sh"):
         search_gallery(StubClient(ids=ids), gallery, IMAGE)

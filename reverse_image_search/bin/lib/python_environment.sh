@@ -1,0 +1,110 @@
+# shellcheck shell=bash
+# The Python environment in .venv, and the check of a build. Source it after settings.sh and
+# runtime.sh. Python runs with -I throughout: only .venv and the project are on its path.
+
+PYTHON="$REPO_ROOT/.venv/bin/python"
+
+# PyTorch's own index of wheels without CUDA: 200 MB instead of several GB.
+readonly TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+
+# Makes or updates .venv with the packages of requirements.txt and of the further files in "$@".
+prepare_python() {
+  local missing file
+  local -a files=("$REPO_ROOT/requirements.txt" "$@") arguments=()
+  venv_works || make_venv
+  missing="$("$PYTHON" -I "$LIB_DIR/missing_packages.py" "$REPO_ROOT" "${files[@]}")"
+  [[ -n $missing ]] || return 0
+  [[ -w $REPO_ROOT/.venv ]] ||
+    die "$REPO_ROOT/.venv lacks packages and cannot be changed: it belongs to $(owner_of "$REPO_ROOT/.venv"). Run this as that user, or remove the folder."
+  # Tools other than venv, such as `uv venv`, make environments without pip.
+  pip_works || "$PYTHON" -I -m ensurepip --default-pip >/dev/null 2>&1 || true
+  pip_works || make_venv
+  echo "Installing packages into .venv ..."
+  [[ $missing != *torch* ]] || install_cpu_torch
+  for file in "${files[@]}"; do arguments+=(-r "$file"); done
+  pip_install "${arguments[@]}" ||
+    die "the packages could not be installed into .venv (see above). Run this again once that is fixed."
+  pip_install --no-deps --editable "$REPO_ROOT" ||
+    die "the project could not be installed into .venv (see above)."
+}
+
+# Whether .venv has a Python that runs, is one that the packages support, and is the one that
+# .venv was made with: a system upgrade may have put another in its place.
+venv_works() {
+  "$PYTHON" -I -c 'import os, sys, sysconfig
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) or not os.path.isdir(sysconfig.get_path("purelib")))' 2>/dev/null
+}
+
+make_venv() {
+  local python venv="$REPO_ROOT/.venv"
+  python="$(find_python)"
+  if [[ -e $venv || -L $venv ]]; then
+    echo "The Python environment in .venv does not work, or is not of Python 3.11 to 3.13. Making it anew."
+    rm -rf "$venv" || die "$venv cannot be removed: it belongs to $(owner_of "$venv")."
+  fi
+  echo "Making .venv with $("$python" -I --version) ..."
+  if ! "$python" -I -m venv "$venv"; then
+    rm -rf "$venv"
+    "$python" -I -c 'import ensurepip, venv' 2>/dev/null ||
+      die "$python lacks the venv module. On Debian and Ubuntu: apt-get install python3-venv"
+    die "$python could not make $venv (see above)."
+  fi
+}
+
+# The packages need Python 3.11 or newer; the local runtime's server goes up to 3.13.
+find_python() {
+  local candidate
+  for candidate in python3 python3.13 python3.12 python3.11; do
+    if "$candidate" -I -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  die "no Python 3.11, 3.12 or 3.13 found. Install one, on Debian and Ubuntu with apt-get install python3 python3-venv"
+}
+
+pip_works() {
+  "$PYTHON" -I -m pip --version >/dev/null 2>&1
+}
+
+# The caller's pip settings may name an index or a proxy, but no other place to install to.
+pip_install() {
+  PIP_USER=0 PIP_TARGET="" PIP_PREFIX="" PIP_ROOT="" PIP_REQUIRE_VIRTUALENV="" \
+    "$PYTHON" -I -m pip install --disable-pip-version-check --quiet --progress-bar on "$@"
+}
+
+# Without an NVIDIA GPU the CUDA builds of torch are gigabytes for nothing: takes torch and
+# torchvision from the CPU index, where that answers. pip then finds the requirement satisfied.
+install_cpu_torch() {
+  [[ $(uname -sm) == "Linux x86_64" ]] && ! has_nvidia_gpu || return 0
+  local -a pins
+  mapfile -t pins < <(grep -E '^torch(vision)?==' "$REPO_ROOT/requirements.txt")
+  if "$PYTHON" -I -c 'import sys, urllib.request
+urllib.request.urlopen(sys.argv[1], timeout=3)' "$TORCH_CPU_INDEX/torch/" 2>/dev/null; then
+    pip_install --index-url "$TORCH_CPU_INDEX" "${pins[@]}" || true
+  else
+    echo "PyTorch's CPU index does not answer; taking the CUDA builds (several GB), which run on a CPU too."
+  fi
+}
+
+owner_of() {
+  local owner
+  read -r _ _ owner _ < <(ls -ld "$1")
+  echo "$owner"
+}
+
+# Finishes what a killed build left half published, then checks every file that it wrote. Any
+# Python will do: the docker runtime has no .venv.
+verify_build() {
+  local python
+  for python in "$PYTHON" python3; do
+    "$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || continue
+    "$python" -I -c 'import sys
+sys.path.insert(0, sys.argv.pop(1))
+from reverse_image_search.serving.publishing import main
+sys.exit(main())' "$REPO_ROOT" "$OUTPUT_DIR" || exit 1
+    return
+  done
+  [[ -d $OUTPUT_DIR/model_repo ]] ||
+    die "There are no models in $OUTPUT_DIR/model_repo. Build them with $BIN/build_models.sh"
+}

@@ -1,0 +1,110 @@
+# shellcheck shell=bash
+# What every script starts with: the settings of .env, -h, errors, ports and the runtime.
+
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "$0: needs bash 4.4 or newer, this is $BASH_VERSION. On macOS: brew install bash" >&2
+  exit 1
+fi
+
+LIB_DIR="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+REPO_ROOT="$(cd "$LIB_DIR/../../.." && pwd)"
+BIN=reverse_image_search/bin
+
+# The caller's locale decides what [a-z] means, and its Python settings where modules come from.
+# A caller without a home or a name is what a container's arbitrary user id is.
+export LC_ALL=C USER="${USER:-user}"
+[[ -n ${HOME-} ]] || { unset HOME && export HOME=~; }
+unset POSIXLY_CORRECT "${!PYTHON@}"
+umask u=rwx
+
+die() {
+  echo "$(script_name): $*" >&2
+  exit 1
+}
+
+# Of the script itself, where it was called through a link.
+script_name() {
+  basename "$(readlink -f "$0")"
+}
+
+# The header comment of the script is its help.
+print_help() {
+  sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0"
+}
+
+help_if_asked() {
+  case "${1-}" in
+    -h | --help)
+      print_help
+      exit 0
+      ;;
+  esac
+}
+
+# Dies of an option that the help does not name, before anything is installed for it.
+check_options() {
+  local argument help
+  help="$(print_help)"
+  for argument; do
+    argument="${argument%%=*}"
+    [[ $argument != -* || $help =~ $'\n'\ +(-h,\ )?"$argument"($|[[:space:]]) ]] ||
+      die "unknown option $argument. See $BIN/$(script_name) -h"
+  done
+}
+
+# Exports each setting of .env that the environment does not set already.
+read_settings() {
+  local line name number=0 used=""
+  local -A from_file=()
+  [[ -r $REPO_ROOT/.env ]] || die "$REPO_ROOT/.env is missing. Restore it with: git checkout .env"
+  while IFS= read -r line || [[ -n $line ]]; do
+    number=$((number + 1))
+    read_setting "${line%$'\r'}" || die "line $number of .env is not NAME=value: $line"
+  done <"$REPO_ROOT/.env"
+  for name in RUNTIME TRITON_WHEEL TRITON_IMAGE OUTPUT_DIR BIND_ADDRESS; do
+    [[ -v $name ]] || die "$name is missing in .env. Restore the file with: git checkout .env"
+  done
+  for name in TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT APP_PORT; do
+    [[ ${!name-} =~ ^[1-9][0-9]{0,4}$ && ${!name} -le 65535 ]] ||
+      die "$name is '${!name-}', which is not a port number from 1 to 65535."
+    [[ " $used " != *" ${!name} "* ]] ||
+      die "$name is ${!name}, as another port is. The four ports must differ."
+    used+=" ${!name}"
+  done
+  check_address "$BIND_ADDRESS" BIND_ADDRESS
+  [[ $OUTPUT_DIR == /* ]] || OUTPUT_DIR="$REPO_ROOT/$OUTPUT_DIR"
+  OUTPUT_DIR="${OUTPUT_DIR%/.}"
+  export OUTPUT_DIR
+}
+
+# One line of .env, as Docker Compose reads it: with quotes, comments or `export`, and the last of
+# two settings wins.
+read_setting() {
+  local value name="[A-Za-z_][A-Za-z_0-9]*"
+  [[ ! $1 =~ ^[[:space:]]*(#|$) ]] || return 0
+  [[ $1 =~ ^[[:space:]]*(export[[:space:]]+)?($name)[[:space:]]*=(.*)$ ]] || return 1
+  name="${BASH_REMATCH[2]}" value="${BASH_REMATCH[3]}"
+  if [[ $value =~ ^[[:space:]]*(\"([^\"]*)\"|\'([^\']*)\')[[:space:]]*(#.*)?$ ]]; then
+    value="${BASH_REMATCH[2]}${BASH_REMATCH[3]}"
+  else
+    value="${value%%[[:space:]]#*}"
+    value="${value#"${value%%[![:space:]]*}"}"
+    value="${value%"${value##*[![:space:]]}"}"
+    [[ $value != [\"\']* ]] || return 1
+  fi
+  [[ ! -v $name || -v from_file[$name] ]] || return 0
+  export "$name=$value"
+  from_file[$name]=1
+}
+
+check_address() {
+  local octet='(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])'
+  [[ $1 =~ ^$octet(\.$octet){3}$ ]] ||
+    die "$2 needs an IPv4 address of this machine, such as 0.0.0.0 for all of them, not '$1'."
+}
+
+# For `--host $1`: an address of this machine to listen on. It wins over BIND_ADDRESS.
+take_host() {
+  check_address "${1-}" --host
+  export BIND_ADDRESS="$1"
+}

@@ -1,0 +1,81 @@
+"""One `InferenceServerClient` for each thread and process: it may not be shared between them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from urllib.parse import urlsplit
+
+import gevent
+import gevent.ssl
+from gevent.hub import set_hub
+from tritonclient.http import InferenceServerClient
+
+_Key = tuple[str, float]  # address, timeout in seconds
+
+
+class _Connections:
+    """The connections of one thread, kept until it ends."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.clients: dict[_Key, InferenceServerClient] = {}
+        self._hub = gevent.get_hub()
+
+    def __del__(self) -> None:
+        """Free what gevent holds for a thread that ends: four file descriptors and a thread.
+
+        Streamlit runs a page in a new thread each time.
+        """
+        if self.process != os.getpid() or self._hub.loop is None or self._hub.loop.default:
+            return
+        set_hub(self._hub)  # the ending thread may have forgotten it already
+        for client in self.clients.values():
+            client.close()
+        self._hub.destroy(destroy_loop=True)
+        self._hub.throw()  # or it is never freed: https://github.com/gevent/gevent/issues/1601
+
+
+_this_thread = threading.local()
+
+
+def _connections() -> _Connections:
+    if not hasattr(_this_thread, "connections"):
+        _this_thread.connections = _Connections()
+    connections = _this_thread.connections
+    if connections.process != os.getpid():  # forked: the connections belong to the parent
+        gevent.reinit()
+        connections.process = os.getpid()
+        connections.clients.clear()
+    return connections
+
+
+def kept_connection(url: str, timeout: float) -> InferenceServerClient | None:
+    """This thread's connection, if it has one."""
+    return _connections().clients.get((url, timeout))
+
+
+def open_connection(url: str, timeout: float) -> InferenceServerClient:
+    """Open a connection of this thread and keep it."""
+    parts = urlsplit(url)
+    client = InferenceServerClient(
+        url.removeprefix(f"{parts.scheme}://"),
+        connection_timeout=timeout,
+        network_timeout=timeout,
+        ssl=parts.scheme == "https",
+        ssl_context_factory=_tls_context if parts.scheme == "https" else None,
+    )
+    _connections().clients[url, timeout] = client
+    return client
+
+
+def drop_connection(url: str, timeout: float) -> None:
+    """Close this thread's connection."""
+    client = _connections().clients.pop((url, timeout), None)
+    if client:
+        client.close()
+
+
+def _tls_context() -> gevent.ssl.SSLContext:
+    """Trust the system's authorities; geventhttpclient adds those of certifi."""
+    return gevent.ssl.create_default_context()

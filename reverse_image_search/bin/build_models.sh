@@ -2,22 +2,22 @@
 # Usage: build_models.sh [options]
 #
 # Trains the image encoder on Fashion-MNIST, embeds the gallery of 60,000 images, and writes
-# model_repo/ (for Triton) and gallery/ (for the app). What was built before stays as it is
-# until all of the new build is there.
+# model_repo/ (for Triton) and gallery/ (for the app). The previous build stays in place until the
+# new one is complete.
 #
 #   --limit N         train on and index only the first N images
 #   --epochs N        passes over the images
-#   --quality         three encoders served as one: three times the training, better answers
+#   --quality         average three encoders: three times the training, better search
 #   --encoder NAME    fashion (default: trained here) or resnet18 (ImageNet weights)
 #   --weights FILE    weights for --encoder resnet18 instead of torchvision's download
-#   --top-k K         neighbours that the server returns for each query (default 100)
-#   --data-dir DIR    where the dataset is, or goes (default data/)
+#   --top-k K         neighbors that the server returns for each query (default 100)
+#   --data-dir DIR    where the dataset is, or is downloaded to (default data/)
 #   --output-dir DIR  where model_repo/ and gallery/ go (default: OUTPUT_DIR of .env)
 #   --seed N          random seed (default 0)
-#   --no-floor        publish a full build even when its search quality is too low
+#   --no-floor        publish a full build even if its search quality is too low
 #   -h, --help        this text
 #
-# RUNTIME=docker builds in a container, RUNTIME=local in .venv, which is made when missing.
+# RUNTIME=docker builds in a container, RUNTIME=local in .venv, which is created if missing.
 
 # Under bash, whichever shell was asked, and without the caller's functions and options.
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac

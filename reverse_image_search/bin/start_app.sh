@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Usage: start_app.sh [--host ADDRESS]
 #
-# Opens the app at http://localhost:8501/ (APP_PORT of .env). It asks the server that
-# start_inference_server_*.sh started; TRITON_URL names another one. Runs until Ctrl-C.
+# Serves the app at http://localhost:8501/ (APP_PORT of .env) until Ctrl-C. It searches through the
+# server that start_inference_server_*.sh started, or TRITON_URL.
 #
 #   --host ADDRESS  listen there instead of on 127.0.0.1 (BIND_ADDRESS of .env)
 #   -h, --help      this text

@@ -21,7 +21,7 @@ set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
 source "$LIB_DIR/runtime.sh"
 source "$LIB_DIR/python_environment.sh"
-source "$LIB_DIR/docker_runtime.sh"
+source "$LIB_DIR/docker.sh"
 source "$LIB_DIR/inference_server.sh"
 
 read_settings

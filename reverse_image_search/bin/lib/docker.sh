@@ -57,18 +57,17 @@ check_not_running() {
 }
 
 # end_with_script CONTAINER CODE
-# From now on, the end of this script is the container's too, and a signal ends the script with CODE.
+# From now on the container ends with this script, and a signal ends the script with CODE.
+# shellcheck disable=SC2064 # expands now
 end_with_script() {
-  # shellcheck disable=SC2064 # expands now
   trap "remove_container $1" EXIT
-  # shellcheck disable=SC2064
   trap "exit $2" INT TERM HUP
 }
 
 # start_service SERVICE CONTAINER DETACH
 # Returns when the container is healthy. With DETACH=1, it then outlives the script.
 start_service() {
-  local service="$1" container="$2" detach="$3" output
+  local service="$1" container="$2" detach="$3" output hint=""
   end_with_script "$container" $((detach ? 130 : 0))
   CONTAINER_USER="$(container_user)"
   export CONTAINER_USER
@@ -76,14 +75,10 @@ start_service() {
     [[ $output != *"could not select device driver"* ]] ||
       die "Docker has no access to the GPU. Install the NVIDIA Container Toolkit (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html) and restart Docker, or use $BIN/start_inference_server_cpu.sh"
     echo "$output" >&2
-    [[ $service != *-gpu ]] ||
-      die "Docker could not give the GPU to a container (see above). GPUS is ${GPUS:-all}. Fix that, or use $BIN/start_inference_server_cpu.sh"
-    die "Docker could not start the container $container (see above)."
+    [[ $service != *-gpu ]] || hint=" If GPUS=$GPUS is the reason, use $BIN/start_inference_server_cpu.sh"
+    die "Docker could not start the container $container (see above).$hint"
   fi
-  if ((!detach)); then
-    follow_log "$container" &
-    client=$!
-  fi
+  if ((!detach)); then follow_log "$container" & client=$!; fi
   wait_until_healthy "$container"
   ((!detach)) || trap - EXIT INT TERM HUP
 }

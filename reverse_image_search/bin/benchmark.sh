@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # Usage: benchmark.sh [--start] [--compare] [options]
 #
-# Measures the running server: queries a second and latency for 1 to 64 clients, beside what the
-# two models reach in a process of their own. Start the server with --ensemble to have the search
-# in one call measured too.
+# Measures the running server: latency and queries per second for 1 to 64 clients, compared with the
+# same two models in process. To measure the search in one call too, start the server with
+# --ensemble.
 #
 #   --start         start a server for the measurement, and measure its first request
 #   --url URL       address of the running server (default: port TRITON_HTTP_PORT of this machine)
-#   --compare       also measure FAISS, FastAPI, LitServe and this tutorial's first version
+#   --compare       also measure FAISS, FastAPI, LitServe, and this tutorial's first version
 #   --seconds S     length of each measurement (default 3)
-#   --repeats N     repeats, of which the medians are reported (default 3)
-#   --json FILE     write rows and ratios
+#   --repeats N     repeats; medians are reported (default 3)
+#   --json FILE     write all numbers
 #   --plot FILE     draw latency against throughput, e.g. doc/speed.png
 #   -h, --help      this text
 #
-# The machine should have nothing else to do.
+# Nothing else should run on the machine.
 
 # Under bash, whichever shell was asked, and without the caller's functions and options.
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac

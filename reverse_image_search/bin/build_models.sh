@@ -2,22 +2,22 @@
 # Usage: build_models.sh [options]
 #
 # Trains the image encoder on Fashion-MNIST, embeds the gallery of 60,000 images, and writes
-# model_repo/ (for Triton) and gallery/ (for the app). What was built before stays as it is
-# until all of the new build is there.
+# model_repo/ (for Triton) and gallery/ (for the app). The previous build stays in place until the
+# new one is complete.
 #
 #   --limit N         train on and index only the first N images
 #   --epochs N        passes over the images
-#   --quality         three encoders served as one: three times the training, better answers
+#   --quality         average three encoders: three times the training, better search
 #   --encoder NAME    fashion (default: trained here) or resnet18 (ImageNet weights)
 #   --weights FILE    weights for --encoder resnet18 instead of torchvision's download
-#   --top-k K         neighbours that the server returns for each query (default 100)
-#   --data-dir DIR    where the dataset is, or goes (default data/)
+#   --top-k K         neighbors that the server returns for each query (default 100)
+#   --data-dir DIR    where the dataset is, or is downloaded to (default data/)
 #   --output-dir DIR  where model_repo/ and gallery/ go (default: OUTPUT_DIR of .env)
 #   --seed N          random seed (default 0)
-#   --no-floor        publish a full build even when its search quality is too low
+#   --no-floor        publish a full build even if its search quality is too low
 #   -h, --help        this text
 #
-# RUNTIME=docker builds in a container, RUNTIME=local in .venv, which is made when missing.
+# RUNTIME=docker builds in a container, RUNTIME=local in .venv, which is created if missing.
 
 # Under bash, whichever shell was asked, and without the caller's functions and options.
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
@@ -25,7 +25,48 @@ set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
 source "$LIB_DIR/runtime.sh"
 source "$LIB_DIR/python_environment.sh"
-source "$LIB_DIR/docker_runtime.sh"
+source "$LIB_DIR/docker.sh"
+
+# docker_build_models [options]
+# The folders that the options name have the same paths in the container.
+docker_build_models() {
+  local option value folder
+  local -A folders=(["$REPO_ROOT"]=1 ["$OUTPUT_DIR"]=1)
+  local -a options=(--output-dir="$OUTPUT_DIR") run=(run --rm --name "$BUILD_CONTAINER" --workdir "$REPO_ROOT")
+  while (($#)); do
+    option="${1%%=*}"
+    case "$option" in
+      --data-dir | --output-dir | --weights)
+        if [[ $1 == *=* ]]; then value="${1#*=}"; else value="${2-}" && shift; fi
+        value="$(realpath --canonicalize-missing -- "$value")"
+        options+=("$option=$value")
+        [[ $option != --weights ]] || value="$(dirname "$value")"
+        folders["$value"]=1
+        ;;
+      *) options+=("$1") ;;
+    esac
+    (($# == 0)) || shift
+  done
+  for folder in "${!folders[@]}"; do
+    [[ $folder != *:* ]] || die "Docker cannot mount $folder: its name has a colon."
+    # The engine would make a missing folder as root.
+    mkdir -p "$folder" || die "the folder $folder cannot be made. Name another one."
+    run+=(--volume "$folder:$folder")
+  done
+  # The dataset, where Debian's package of it is installed.
+  folder=/usr/share/datasets/fashion-mnist
+  [[ ! -d $folder ]] || run+=(--volume "$folder:$folder:ro")
+  [[ -t 0 && -t 1 ]] || run+=(-T)
+  find_compose
+  check_not_running "$BUILD_CONTAINER" "docker stop $BUILD_CONTAINER"
+  build_image build "It takes some minutes and 2 to 9 GB of disk, once."
+  CONTAINER_USER="$(container_user build)"
+  export CONTAINER_USER
+  end_with_script "$BUILD_CONTAINER" 130
+  "${COMPOSE[@]}" "${run[@]}" build "${options[@]}" <&0 &
+  client=$!
+  wait "$client"
+}
 
 help_if_asked "$@"
 read_settings

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Usage: demo.sh
 #
-# All in one: installs what is missing, builds the models if there are none, starts Triton (on the
-# GPU where there is one) and the app, and prints the address to open. Ctrl-C stops all of it.
+# Installs what is missing, builds the models if there are none, starts Triton (on the GPU if there is
+# one) and the app, and prints the address to open. Ctrl-C stops everything.
 #
 #   -h, --help  this text
 #
-# RUNTIME=docker|local chooses the runtime; otherwise docker where a Docker engine answers.
+# RUNTIME=docker|local chooses the runtime; the default is docker if a Docker engine answers.
 
 # Under bash, whichever shell was asked, and without the caller's functions and options.
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac

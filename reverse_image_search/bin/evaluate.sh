@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # Usage: evaluate.sh [options]
 #
-# Measures how good the search of the running server is: precision and mean average precision of
-# images of the same kind, recall of the originals of disturbed copies, both against simple
-# baselines. Prints a table and draws pictures. Takes about ten minutes on 2 cores.
+# Measures the search quality of the running server: precision and mean average precision of
+# category-level retrieval, recall of the originals of perturbed copies, and simple baselines for
+# both. Prints a table and draws figures. Takes about ten minutes on 2 cores.
 #
 #   --json FILE     also write the numbers to FILE
-#   --pictures DIR  where the pictures go (default doc/)
-#   --queries N     ask with the first N test images only
+#   --pictures DIR  where the figures go (default doc/)
+#   --queries N     use only the first N test images
 #   --copies N      copies of each kind (default 2000)
 #   -h, --help      this text
 #
-# It asks the server that start_inference_server_*.sh started; TRITON_URL names another one.
+# The server is the one that start_inference_server_*.sh started, or TRITON_URL.
 
 # Under bash, whichever shell was asked, and without the caller's functions and options.
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Usage: start_app.sh [--host ADDRESS]
 #
-# Opens the app at http://localhost:8501/ (APP_PORT of .env). It asks the server that
-# start_inference_server_*.sh started; TRITON_URL names another one. Runs until Ctrl-C.
+# Serves the app at http://localhost:8501/ (APP_PORT of .env) until Ctrl-C. It searches through the
+# server that start_inference_server_*.sh started, or TRITON_URL.
 #
 #   --host ADDRESS  listen there instead of on 127.0.0.1 (BIND_ADDRESS of .env)
 #   -h, --help      this text
@@ -13,7 +13,24 @@ set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
 source "$LIB_DIR/runtime.sh"
 source "$LIB_DIR/python_environment.sh"
-source "$LIB_DIR/docker_runtime.sh"
+source "$LIB_DIR/docker.sh"
+
+docker_start_app() {
+  local service=app
+  [[ -d $OUTPUT_DIR/gallery ]] ||
+    die "there is no gallery in $OUTPUT_DIR. Build it with $BIN/build_models.sh"
+  find_compose
+  check_not_running "$APP_CONTAINER" "docker stop $APP_CONTAINER"
+  build_image app "It takes a minute and 1 GB of disk, once."
+  if [[ -z ${TRITON_URL-} && -z "$(inspect "$SERVER_CONTAINER" '{{.Id}}')" ]] &&
+    (exec 3<>"/dev/tcp/127.0.0.1/$TRITON_HTTP_PORT") 2>/dev/null; then
+    export TRITON_URL="http://127.0.0.1:$TRITON_HTTP_PORT" # a server of the local runtime
+  fi
+  [[ ! ${TRITON_URL-} =~ ^https?://(localhost|127\.|\[::1\]) ]] || service=app-on-host
+  start_service "$service" "$APP_CONTAINER" 0
+  echo "Open $(app_url) in a browser; Ctrl-C stops the app."
+  stay
+}
 
 help_if_asked "$@"
 read_settings

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Usage: test.sh [suite ...] [-- pytest options]
 #
-# Installs what the tests need into .venv and runs them: all suites, or the named ones.
+# Installs what the tests need into .venv and runs all suites, or the named ones.
 #
-#   unit         modules alone, against hand-checked vectors and plain NumPy
+#   unit         modules alone, against values known by hand and plain NumPy
 #   integration  a small build of real data, served by a real Triton; C++ libtorch
-#   scripts      what the scripts say, start and leave behind; style
+#   scripts      what the commands print, start, and leave behind; README's code; style
 #   browser      the app in headless Chromium
-#   docker       the docker runtime, on a real engine
+#   docker       the docker runtime, on a real Docker engine
 #   faults       killed processes, damaged files, hostile requests
 #
 #   -h, --help   this text
@@ -15,8 +15,8 @@
 # Example: test.sh unit scripts -- -x -k port
 #
 # What this machine lacks (a browser, a Docker engine, the dataset) is skipped with the reason.
-# With CI=true it is a failure, and on Debian and Ubuntu, as root, it is installed first.
-# TEST_DATA_DIR names a folder that has the dataset, instead of data/.
+# With CI=true that is a failure, and on Debian and Ubuntu, as root, it is installed first.
+# TEST_DATA_DIR names a folder with the dataset, instead of data/.
 
 # Under bash, whichever shell was asked, and without the caller's functions and options.
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac

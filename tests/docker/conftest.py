@@ -15,6 +15,7 @@ import pytest
 
 from tests.docker.containers import (
     APP_CONTAINER,
+    BUILD_CONTAINER,
     GALLERY_SIZE,
     NETWORK,
     SERVER_CONTAINER,
@@ -93,7 +94,7 @@ def nothing_left() -> Iterator[None]:
     assert left_behind() == [], "left by an earlier run: remove it first"
     yield
     left = left_behind()
-    for container in (SERVER_CONTAINER, APP_CONTAINER):
+    for container in (SERVER_CONTAINER, APP_CONTAINER, BUILD_CONTAINER):
         if container in left:
             print(docker("logs", "--tail", "40", container, check=False))
             docker("rm", "--force", container)

@@ -19,7 +19,8 @@ from tests.running import BIN, free_ports, script_environment, wait_until
 
 SERVER_CONTAINER = "reverse_image_search_triton"
 APP_CONTAINER = "reverse_image_search_app"
-NETWORK = "reverse_image_search"
+BUILD_CONTAINER = "reverse_image_search_build"
+NETWORK = "reverse_image_search_default"
 START = "start_inference_server_cpu.sh"
 GALLERY_SIZE = 2000
 STOP_TIMEOUT = 60  # seconds
@@ -101,11 +102,12 @@ def is_ready(url: str) -> bool:
 class Foreground:
     """A start script that runs until it is told to stop, its output in a file."""
 
-    def __init__(self, script: str, log: Path, variables: dict[str, str]) -> None:
+    def __init__(self, script: str, log: Path, variables: dict[str, str], *arguments: str) -> None:
         self._log = log
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [BIN / script], env=script_environment(**variables), stdin=subprocess.DEVNULL,
+                [BIN / script, *arguments],
+                env=script_environment(**variables), stdin=subprocess.DEVNULL,
                 stdout=file, stderr=file, start_new_session=True,
                 # As from a terminal; a shell cannot trap what was ignored when it started, as it
                 # is when the tests run in the background.
@@ -124,5 +126,9 @@ class Foreground:
 
     def press_ctrl_c(self) -> int:
         """What a terminal does: SIGINT to the script and everything that it started."""
-        os.killpg(self.process.pid, signal.SIGINT)
+        return self.signal(signal.SIGINT)
+
+    def signal(self, number: signal.Signals) -> int:
+        """Send a signal to the script and everything that it started; returns its exit code."""
+        os.killpg(self.process.pid, number)
         return self.process.wait(STOP_TIMEOUT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,11 @@ from tests.docker.containers import (
     Foreground,
     Ports,
     assert_searches_right,
+    is_ready,
     kill_tritonserver,
     left_behind,
 )
-from tests.running import run_script, start_server, stop_server
+from tests.running import run_script, start_server, stop_server, wait_until
 
 
 @pytest.fixture
@@ -44,8 +46,8 @@ def test_foreground_server_in_stand_in_triton_image_survives_a_crash_and_obeys_c
     script = Foreground(START, tmp_path / "log", variables)
     script.wait_for("tritonserver: READY at")
     kill_tritonserver()
-    script.wait_for("the server ended with exit code 137; starting it again in 1 s")
-    script.wait_for("tritonserver: READY at", times=2)
+    script.wait_for("tritonserver: ended; Docker starts it again")
+    wait_until(lambda: is_ready(f"http://127.0.0.1:{ports.http}"), "READY after a crash")
     assert_searches_right(f"http://127.0.0.1:{ports.http}", container_build.output_dir)
     assert script.press_ctrl_c() == 0, script.output
     assert script.output.endswith("tritonserver: stopped\n")
@@ -83,10 +85,42 @@ def test_server_in_stand_in_triton_image_that_never_gets_ready_is_given_up(
     assert left_behind() == []
 
 
+@pytest.mark.parametrize("script", [START, "start_app.sh"])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_script_on_stand_in_images_that_loses_its_terminal_leaves_nothing(
+    script: str,
+    number: signal.Signals,
+    variables: dict[str, str],
+    tmp_path: Path,
+    nothing_left: None,
+) -> None:
+    running = Foreground(script, tmp_path / "log", variables)
+    running.wait_for("Ctrl-C stops")
+    running.signal(number)
+    assert left_behind() == [], running.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_interrupted_build_on_stand_in_images_publishes_and_leaves_nothing(
+    number: signal.Signals,
+    container_build: ContainerBuild,
+    data_dir: Path,
+    tmp_path: Path,
+    nothing_left: None,
+) -> None:
+    variables = {"OUTPUT_DIR": str(tmp_path / "out"), "RUNTIME": "docker"}
+    options = ("--limit", "2000", "--epochs", "1000", "--data-dir", str(data_dir))
+    build = Foreground("build_models.sh", tmp_path / "log", variables, *options)
+    build.wait_for("train ...")
+    assert build.signal(number) == 130, build.output
+    assert not (tmp_path / "out" / "model_repo").exists()
+    assert left_behind() == []
+
+
 def test_stop_without_a_server_container_says_so(engine: None, nothing_left: None) -> None:
     stopped = run_script(START, "--stop", RUNTIME="docker")
     assert stopped.returncode == 0
-    assert "No server container of this project runs" in stopped.stdout
+    assert "No server container of this project is running" in stopped.stdout
 
 
 @pytest.mark.parametrize("option", ["--detach", None])

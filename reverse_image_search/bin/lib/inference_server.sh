@@ -41,9 +41,7 @@ start_inference_server() {
   fi
   verify_build
   if [[ $RUNTIME == docker ]]; then
-    local -a ensemble_arguments=()
-    ((ensemble)) && ensemble_arguments=(--ensemble-repo "$OUTPUT_DIR/ensemble_repo")
-    docker_serve "$device" "$detach" "${ensemble_arguments[@]}"
+    docker_serve "$device" "$detach" "$ensemble"
   else
     local_serve "$device" "$detach" "$ensemble"
   fi
@@ -51,13 +49,48 @@ start_inference_server() {
 
 stop_inference_server() {
   if [[ $RUNTIME == docker ]]; then
-    docker_stop_server
+    if [[ -n "$(inspect "$SERVER_CONTAINER" '{{.Id}}')" ]]; then
+      remove_container "$SERVER_CONTAINER"
+    else
+      echo "No server container of this project is running."
+    fi
   elif venv_works; then
     set_local_server_command
     "${LOCAL_SERVER[@]}" --stop
   else
     echo "No server of this project runs: there is no working .venv."
   fi
+}
+
+docker_serve() {
+  local device="$1" detach="$2" ensemble="$3" service=triton ready="Ctrl-C stops it" port
+  [[ $device == cpu ]] || service=triton-gpu
+  find_compose
+  check_not_running "$SERVER_CONTAINER" "$BIN/start_inference_server_$device.sh --stop"
+  for port in TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT; do
+    check_port_free "$port"
+  done
+  if ! docker image inspect "$TRITON_IMAGE" >/dev/null 2>&1; then
+    echo "Pulling $TRITON_IMAGE: 10 to 15 GB, once."
+    "${COMPOSE[@]}" pull "$service" ||
+      die "$TRITON_IMAGE could not be pulled (see above). Check the network and the tag in .env, or use RUNTIME=local."
+  fi
+  [[ $BIND_ADDRESS == 127.0.0.1 ]] ||
+    echo "Triton will answer anyone who reaches $BIND_ADDRESS, on three ports. It has no login." >&2
+  ((!ensemble)) || export TRITON_ARGUMENTS="--model-repository=/ensemble_repo ${TRITON_ARGUMENTS-}"
+  export GPUS="${GPUS:-all}"
+  GPUS="${GPUS#device=}"
+
+  say "$SERVER_CONTAINER" "starting $TRITON_IMAGE on the $device"
+  start_service "$service" "$SERVER_CONTAINER" "$detach"
+  if ((detach)); then
+    # The table of the models, which the server prints once they are loaded.
+    docker logs "$SERVER_CONTAINER" 2>&1 |
+      awk '/^\| Model /{print above; inside = 1} /^$/{inside = 0} inside; {above = $0}'
+    ready="log: docker logs $SERVER_CONTAINER"
+  fi
+  say "$SERVER_CONTAINER" "READY at http://${BIND_ADDRESS/#0.0.0.0/127.0.0.1}:$TRITON_HTTP_PORT; $ready"
+  ((detach)) || stay
 }
 
 local_serve() {

@@ -1,15 +1,14 @@
 """Photos made to look like the gallery's images."""
 
-import base64
 import io
 
 import numpy as np
 from PIL import Image
 
-from reverse_image_search.app.image_grid import png_data_uri
 from reverse_image_search.app.query_image import as_encoder_sees, has_light_background, to_query
 from reverse_image_search.client.image_file import read_image
 from reverse_image_search.client.tensors import to_tensor
+from reverse_image_search.gallery import make_thumbnail
 from tests.image_corpus import encoded, quadrants
 
 
@@ -61,14 +60,14 @@ def test_shown_as_the_encoder_prepares_it():
     """The preview repeats what happens inside the encoder: the two must not drift apart."""
     import torch
 
-    from reverse_image_search.encoders.fashion import IMAGE_SIZE, ImageEncoder
+    from reverse_image_search.encoders.fashion import IMAGE_SIZE, FashionEncoder
 
     pixels = np.random.default_rng(3).integers(0, 256, (301, 301, 3), np.uint8)
     pixels[50:250, 100:200] //= 8
 
     shown = as_encoder_sees(pixels, (IMAGE_SIZE, IMAGE_SIZE))
     with torch.inference_mode():
-        prepared = ImageEncoder().prepare(torch.from_numpy(to_tensor(pixels))[None])
+        prepared = FashionEncoder().preprocess(torch.from_numpy(to_tensor(pixels))[None])
 
     difference = np.abs(shown / 255 - prepared[0, 0].numpy())
     assert difference.max() < 2 / 255
@@ -91,8 +90,8 @@ def test_what_the_page_shows_carries_no_metadata():
     exif[0x010F] = "SECRET CAMERA"
     data = encoded(quadrants(), "JPEG", exif=exif, comment=b"SECRET PLACE")
 
-    shown = base64.b64decode(png_data_uri(read_image(data).pixels).partition(",")[2])
+    shown = make_thumbnail(read_image(data).pixels)
 
     assert b"SECRET" in data
     assert b"SECRET" not in shown
-    assert Image.open(io.BytesIO(shown)).info == {}
+    assert "exif" not in Image.open(io.BytesIO(shown)).info

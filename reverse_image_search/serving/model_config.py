@@ -34,7 +34,7 @@ def model_config(
     *,
     embedding_dim: int,
     top_k: int,
-    example_dims: tuple[int, ...],
+    example_dims: tuple[int, ...] | None,
     parameters: Mapping[str, str],
     platform: str = "pytorch_libtorch",
     settings: ServerSettings | None = None,
@@ -45,7 +45,7 @@ def model_config(
     ----------
     embedding_dim, top_k : D and K of this build
     example_dims : shape of an example input without the batch dimension; Triton runs random ones
-        in several batch sizes before it calls the model READY
+        in several batch sizes before it calls the model READY; None is no warm-up
     parameters : identity of the model, see `contract`
     """
     settings = settings or ServerSettings()
@@ -66,7 +66,8 @@ def model_config(
     if settings.instance_count:
         sections.append(f"instance_group {{ count: {settings.instance_count} }}")
     sections += _parameters(parameters)
-    sections += [_warmup(input_spec, example_dims, size) for size in _warmup_sizes()]
+    if example_dims:
+        sections += [_warmup(input_spec, example_dims, size) for size in _warmup_sizes()]
     return "\n".join(sections) + "\n"
 
 

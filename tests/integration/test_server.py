@@ -14,7 +14,9 @@ from torch import nn
 
 from reverse_image_search import contract
 from reverse_image_search.client import Client, RequestRejectedError, ServerNotReadyError
-from reverse_image_search.serving.export import export_torchscript, model_config
+from reverse_image_search.layout import MODEL_FILENAME, config_file, version_folder
+from reverse_image_search.serving.export import write_model_files
+from reverse_image_search.serving.model_config import ServerSettings, model_config
 from reverse_image_search.serving.publishing import staging
 from tests.running import wait_until
 
@@ -178,18 +180,23 @@ class RefusesDarkImages(nn.Module):
 def refusing_server(small_build, start_triton, tmp_path):
     """A server whose encoder fails for black images; the rest is the small build's."""
     model = contract.IMAGE_ENCODER
-    config = model_config(model, "x", embedding_dim=3, top_k=100, warmup_dims=(3, 4, 4))
-    # A batch waits for others, so that good and bad requests do meet in one.
-    waiting = "dynamic_batching { max_queue_delay_microseconds: 50000 }"
-    assert "dynamic_batching { }" in config
+    config = model_config(
+        model,
+        embedding_dim=3,
+        top_k=100,
+        example_dims=(3, 4, 4),
+        parameters={},
+        # A batch waits for others, so that good and bad requests do meet in one.
+        settings=ServerSettings(max_queue_delay=50_000),
+    )
     with staging(tmp_path) as folder:
         without_sums = shutil.ignore_patterns("SHA256SUMS")
         shutil.copytree(small_build / "gallery", folder / "gallery", ignore=without_sums)
         shutil.copytree(small_build / "model_repo", folder / "model_repo")
-        encoder = folder / "model_repo" / model.name
-        shutil.rmtree(encoder / "1")
-        export_torchscript(RefusesDarkImages(), encoder / "1" / "model.pt")
-        (encoder / "config.pbtxt").write_text(config.replace("dynamic_batching { }", waiting))
+        version = version_folder(folder / "model_repo", model.name)
+        shutil.rmtree(version)
+        write_model_files({MODEL_FILENAME: RefusesDarkImages()}, version, input_ndim=4)
+        config_file(folder / "model_repo", model.name).write_text(config)
     return start_triton(tmp_path)
 
 

@@ -103,11 +103,13 @@ def read_image(data: bytes) -> Photo:
             raise
         except Image.DecompressionBombError as error:
             # Pillow's own limit, far above ours; only its message knows the number of pixels.
-            raise _too_large(int(re.search(r"\d+", str(error))[0])) from None
+            raise _too_large(int(re.findall(r"\d+", str(error))[0])) from None
         except Exception as error:
             # Decoders meet damaged data with a dozen kinds of exceptions (OSError, SyntaxError,
             # struct.error, zlib.error, IndexError, ...), and each means the same here.
-            raise ImageFileError("The image is damaged or cut short and cannot be read.") from error
+            raise ImageFileError(
+                "The image is damaged or cut short, or its variant of the format is not supported."
+            ) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

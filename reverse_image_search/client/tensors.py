@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ from reverse_image_search.client.image_file import read_image, to_rgb
 _ROUNDING = 1e-5
 
 
-def to_tensors(images: Image.Image | np.ndarray | str | PathLike | Iterable) -> list[np.ndarray]:
+def to_tensors(images: Any) -> list[np.ndarray]:
     """Convert one image or several.
 
     Parameters

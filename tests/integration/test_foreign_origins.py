@@ -92,7 +92,7 @@ def test_foreign_origin_is_refused_at_once_without_a_call_to_the_outside():
     "variables",
     [
         {"STREAMLIT_BROWSER_SERVER_ADDRESS": "search.example.org"},
-        {"STREAMLIT_SERVER_CORS_ALLOWED_ORIGINS": "https://search.example.org"},
+        {"STREAMLIT_SERVER_CORS_ALLOWED_ORIGINS": "https://a.example https://search.example.org"},
     ],
     ids=lambda variables: next(iter(variables)),
 )

@@ -2,8 +2,14 @@
 
 import contextlib
 import os
+import pty
+import select
+import shlex
 import signal
+import socket
 import subprocess
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,6 +216,167 @@ def test_demo_serves_the_page_and_ctrl_c_leaves_nothing(settings, tmp_path):
         assert not answers(page)
         assert not answers(f"{server}/v2/health/live")
         assert "Stopped the server" in log.read_text()
+
+
+class Terminal:
+    """A terminal window in which demo.sh was typed into an interactive bash."""
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        self.shell, self._window = pty.fork()
+        if self.shell == 0:
+            os.execvpe("bash", ["bash", "--norc", "-i"], script_environment(**settings))
+        self._closing = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.type(f"{shlex.quote(str(BIN / 'demo.sh'))}\n")
+
+    def type(self, keys: str) -> None:
+        os.write(self._window, keys.encode())
+
+    def close(self) -> None:
+        if not self._closing.is_set():
+            self._closing.set()
+            self._reader.join()
+            os.close(self._window)
+
+    def _read(self) -> None:
+        while not self._closing.is_set():
+            if select.select([self._window], [], [], 0.1)[0]:
+                try:
+                    os.read(self._window, 65536)
+                except OSError:  # its programs have ended
+                    return
+
+
+@contextlib.contextmanager
+def demo_in_a_terminal(settings: dict[str, str]) -> Iterator[Terminal]:
+    """A terminal in which demo.sh runs and shows its page."""
+    terminal = Terminal(settings)
+    try:
+        page = f"http://127.0.0.1:{settings['APP_PORT']}/_stcore/health"
+        wait_until(lambda: answers(page), "the page", timeout=120)
+        yield terminal
+    finally:
+        terminal.close()
+        for pid in (*descendants(terminal.shell), terminal.shell):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        os.waitpid(terminal.shell, 0)
+
+
+def nothing_is_left(settings: dict[str, str]) -> None:
+    """No process of the demo, and no port held, half a minute later at most."""
+    ports = [value for name, value in settings.items() if name.endswith("PORT")]
+
+    def gone() -> bool:
+        return not any(map(processes_naming, ports)) and not any(map(is_listening, ports))
+
+    wait_until(gone, f"all of {[processes_naming(port) for port in ports]} gone", timeout=40)
+
+
+def is_listening(port: str) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(port))) == 0
+
+
+def end_ssh_session(terminal: Terminal) -> None:
+    os.kill(terminal.shell, signal.SIGHUP)
+
+
+def kill_the_shell(terminal: Terminal) -> None:
+    os.kill(terminal.shell, signal.SIGKILL)
+
+
+def kill_demo(terminal: Terminal) -> None:
+    (demo,) = children_of(terminal.shell).intersection(processes_naming("bin/demo.sh"))
+    os.kill(demo, signal.SIGKILL)
+
+
+def press_ctrl_c_three_times(terminal: Terminal) -> None:
+    for _ in range(3):
+        terminal.type("\x03")
+        time.sleep(0.3)
+
+
+def children_of(pid: int) -> set[int]:
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+@pytest.mark.parametrize(
+    "end",
+    [Terminal.close, end_ssh_session, kill_the_shell, kill_demo, press_ctrl_c_three_times],
+    ids=lambda end: end.__name__,
+)
+def test_demo_leaves_nothing_however_it_ends(settings, end):
+    with demo_in_a_terminal(settings) as terminal:
+        end(terminal)
+        nothing_is_left(settings)
+
+
+@pytest.mark.parametrize("moment", ["Runtime:", "starting"])
+def test_demo_that_is_killed_while_the_server_starts_leaves_nothing(settings, tmp_path, moment):
+    log = tmp_path / "log"
+    with foreground("demo.sh", log, **settings) as process:
+        server = f"--http-port={settings['TRITON_HTTP_PORT']}"
+        wait_until(
+            lambda: moment in log.read_text() if moment == "Runtime:" else processes_naming(server),
+            moment,
+        )
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        nothing_is_left(settings)
+
+
+@pytest.mark.parametrize(("script", "lines"), [("demo.sh", 1), ("demo.sh", 8), (SERVER, 1)])
+def test_a_reader_that_goes_away_leaves_nothing(settings, script, lines):
+    """As in `demo.sh | head -n 1`."""
+    with subprocess.Popen(
+        [BIN / script],
+        env=script_environment(**settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+    ) as process:
+        for _ in range(lines):
+            process.stdout.readline()
+        process.stdout.close()
+        if script == "demo.sh" and lines > 1:  # Streamlit goes on without a reader
+            process.terminate()
+        process.wait(START_TIMEOUT)
+    nothing_is_left(settings)
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-", "| true"])
+def test_stop_acts_before_it_writes(settings, redirection):
+    """Where nobody reads what it prints."""
+    assert run_script(SERVER, "--detach", **settings).returncode == 0
+
+    stop = f'"{BIN / SERVER}" --stop {redirection}'
+    subprocess.run(["bash", "-c", stop], env=script_environment(**settings), timeout=60)
+
+    nothing_is_left(settings)
+
+
+def test_nohup_outlives_the_terminal(settings, tmp_path):
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["nohup", BIN / SERVER],
+            env=script_environment(**settings),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+        )
+    try:
+        wait_for_line("READY at", log, process)
+        os.killpg(process.pid, signal.SIGHUP)
+        time.sleep(1)
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait(START_TIMEOUT)
+    nothing_is_left(settings)
 
 
 def test_demo_stops_the_server_when_the_app_dies(settings, tmp_path):

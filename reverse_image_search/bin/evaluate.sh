@@ -6,7 +6,7 @@
 # both. Prints a table and draws figures. Takes about ten minutes on 2 cores.
 #
 #   --json FILE     also write the numbers to FILE
-#   --pictures DIR  where the figures go (default doc/)
+#   --figures DIR   where the figures go (default doc/)
 #   --queries N     use only the first N test images
 #   --copies N      copies of each kind (default 2000)
 #   -h, --help      this text

@@ -49,7 +49,7 @@ main() {
   done
   ((${#suites[@]})) || suites=("${SUITES[@]}")
 
-  prepare_python "$REPO_ROOT/requirements-test.txt"
+  prepare_python "$REPO_ROOT/requirements-test.txt" "$REPO_ROOT/requirements-evaluate.txt"
   [[ " ${suites[*]} " != *" browser "* ]] || prepare_browser
   [[ " ${suites[*]} " != *" docker "* ]] || prepare_docker
 

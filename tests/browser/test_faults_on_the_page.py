@@ -13,6 +13,7 @@ from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import gallery_file
 from tests.browser.app_page import PATIENCE
 from tests.other_build import make_other_build
+from tests.running import free_ports
 
 START_COMMAND = "reverse_image_search/bin/start_inference_server_cpu.sh"
 
@@ -47,7 +48,7 @@ def test_server_and_gallery_change_under_an_open_page(
 
     triton.stop()
     with seconds("server gone, told after"):
-        page.wait_for_problem(f"Triton is not reachable at {triton.url}. Start it with")
+        page.wait_for_problem(f"Triton is not reachable at {triton.url}")
     page.page.get_by_test_id("query").nth(5).click()
     page.wait_for_problem(START_COMMAND)
 
@@ -135,7 +136,7 @@ def test_model_that_is_not_ready(start_app, open_page, own_build, triton):
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Loading) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        stand_in = type(triton)(own_build, server.server_port, 1, 1)
+        stand_in = type(triton)(own_build, server.server_port, *free_ports(2))
         page = open_page(app=start_app(stand_in, own_build))
         page.wait_for_problem("does not serve the models")
         server.shutdown()

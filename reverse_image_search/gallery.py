@@ -160,6 +160,14 @@ class Gallery:
         """
         return self._rows("images", ids)
 
+    def missing(self, ids: Iterable[int]) -> list[int]:
+        """Those of `ids` that the gallery does not have."""
+        rows = self._query(
+            "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT id FROM images)",
+            [json.dumps([int(each) for each in ids])],
+        )
+        return [row[0] for row in rows]
+
     def labels(self) -> list[str | None]:
         """Labels of all images, in the order of `ids`."""
         return [row[0] for row in self._query("SELECT label FROM images ORDER BY id")]

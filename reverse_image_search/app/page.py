@@ -27,7 +27,7 @@ from reverse_image_search.client.search import (
     Answer,
     WrongAnswerError,
     search_gallery,
-    served_ids,
+    served_identity,
 )
 from reverse_image_search.gallery import Gallery, GalleryError, GalleryImage
 
@@ -215,7 +215,7 @@ def _gallery_stamp(output_dir: Path) -> tuple[int, ...]:
 def observe(url: str, output_dir: Path) -> str:
     """What the server serves, or what is wrong with it, and which gallery is there."""
     try:
-        server = str(served_ids(connect(url, WATCH_TIMEOUT)))
+        server = str(served_identity(connect(url, WATCH_TIMEOUT)))
     except TritonError as error:
         server = type(error).__name__
     return _state(server, output_dir)

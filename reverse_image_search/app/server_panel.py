@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
+from dataclasses import asdict
 
 import streamlit as st
 
 from reverse_image_search import contract
 from reverse_image_search.app.messages import plain
 from reverse_image_search.client import Client, TritonError
-from reverse_image_search.client.search import served_ids
+from reverse_image_search.client.search import served_identity
 
 
 def show_how_it_works(client: Client, seen: str) -> None:
@@ -40,13 +41,17 @@ def show_how_it_works(client: Client, seen: str) -> None:
 def _describe(_client: Client, seen: str) -> str:
     """Server, models and their tensors, as HTML."""
     lines = [f"Triton {_client.server_metadata()['version']}", _client.url]
-    ids = served_ids(_client)
+    identity = served_identity(_client)
+    ids = {
+        contract.IMAGE_ENCODER: {contract.ENCODER_ID_PARAMETER: identity.encoder_id},
+        contract.VECTOR_SIMILARITY: asdict(identity.index),
+    }
     for model in contract.MODELS:
         metadata = _client.model_metadata(model.name)
         lines += [
             "",
             f"{model.name}  version {', '.join(metadata.get('versions', []))}",
-            *(f"{key} {value}" for key, value in ids[model.name].items()),
+            *(f"{key} {value}" for key, value in ids[model].items()),
             *(f"→ {_tensor(tensor)}" for tensor in metadata["inputs"]),
             *(f"← {_tensor(tensor)}" for tensor in metadata["outputs"]),
         ]

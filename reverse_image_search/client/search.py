@@ -1,107 +1,148 @@
-"""Search a gallery: the served models must belong to it.
-
-The server answers with ids, the gallery knows the images behind them. If one of the two were of
-another build, every image shown would be a wrong one, and nothing would look amiss.
-"""
+"""Search a gallery: the served models must belong to it, or an id would show a wrong image."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from reverse_image_search import contract
-from reverse_image_search.client import Client
+from reverse_image_search.client.client import Client
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import BUILD_COMMAND, START_COMMAND
 
 
 class WrongAnswerError(Exception):
-    """What the server answers does not belong to the gallery; nothing must be shown."""
+    """The server's answer does not belong to the gallery; nothing must be shown."""
 
 
 class Answer(NamedTuple):
-    """The nearest gallery images of one query, best first."""
+    """The nearest gallery images of one query, best first; fewer than K in a small gallery."""
 
-    ids: np.ndarray  # (n,) int64, n at most K, each in the gallery
-    scores: np.ndarray  # (n,) float32, cosine similarity, falling
+    ids: np.ndarray  # (k,) int64, each in the gallery
+    scores: np.ndarray  # (k,) float32, cosine similarity, falling
     embed_ms: float  # milliseconds of the call to `image_encoder`
     find_ms: float  # milliseconds of the call to `vector_similarity`
+
+
+@dataclass(frozen=True)
+class IndexIdentity:
+    """What `vector_similarity` was built from; empty where its configuration does not say."""
+
+    encoder_id: str  # of the encoder that made its embeddings
+    gallery_id: str  # of the gallery that its ids belong to
+
+
+@dataclass(frozen=True)
+class ServedIdentity:
+    """What both served models are."""
+
+    encoder_id: str
+    index: IndexIdentity
+
+
+# The last identity that was read, by the server's address.
+_known: dict[str, ServedIdentity] = {}
 
 
 def search_gallery(client: Client, gallery: Gallery, image: Image.Image | np.ndarray) -> Answer:
     """Search `gallery` for one image (see `Client.embed` for its forms).
 
+    Costs one request more than the two calls: after the index has answered, it is asked what it
+    is. If that is what was known before the first call, the server was not replaced in between.
+    Otherwise all is read and searched once more.
+
     Raises
     ------
-    WrongAnswerError : the served models are of another build, or the ids are not the gallery's
+    WrongAnswerError : the served models and the gallery do not belong together
     TritonError : the server did not answer
     """
-    check_identity(client, gallery)
+    with contextlib.suppress(WrongAnswerError):
+        return _search(client, gallery, image, _known.get(client.url) or served_identity(client))
+    # The server or the gallery may have been replaced since the identity was read.
+    return _search(client, gallery, image, served_identity(client))
+
+
+def served_identity(client: Client) -> ServedIdentity:
+    """Read the identity of both served models."""
+    encoder = client.model_config(contract.IMAGE_ENCODER.name)
+    identity = ServedIdentity(
+        _parameter(encoder, contract.ENCODER_ID_PARAMETER), _index_identity(client)
+    )
+    _known[client.url] = identity
+    return identity
+
+
+def check_identity(client: Client, gallery: Gallery) -> None:
+    """Compare the served models with the gallery.
+
+    Raises
+    ------
+    WrongAnswerError : they do not belong together
+    TritonError : the server did not answer
+    """
+    _compare(served_identity(client), gallery)
+
+
+def _search(
+    client: Client, gallery: Gallery, image: Image.Image | np.ndarray, known: ServedIdentity
+) -> Answer:
+    _compare(known, gallery)
     start = time.perf_counter()
     embeddings = client.embed([image])
     embedded = time.perf_counter()
-    neighbors = client.find_similar(embeddings)
+    (ids,), (scores,) = client.find_similar(embeddings)
     found = time.perf_counter()
-    # Again, for the server may have been restarted with other models between the two calls.
-    check_identity(client, gallery)
-    ids, scores = neighbors.ids[0], neighbors.scores[0]
-    ids, scores = ids[ids != contract.NO_NEIGHBOR], scores[ids != contract.NO_NEIGHBOR]
-    try:
-        gallery.images(ids)
-    except KeyError as error:
+    if _index_identity(client) != known.index:
         raise WrongAnswerError(
-            f"vector_similarity answers id {error}, which the gallery does not have. "
-            f"Build both again with {BUILD_COMMAND}"
-        ) from None
+            "The server was replaced during the search, so results could be wrong. Search again"
+        )
+    is_neighbor = ids != contract.NO_NEIGHBOR
+    ids, scores = ids[is_neighbor], scores[is_neighbor]
     if not (len(ids) and np.isfinite(scores).all()):
         raise WrongAnswerError(
-            f"vector_similarity answers {len(ids)} neighbors, or scores that are not numbers. "
-            f"Build it again with {BUILD_COMMAND}"
+            f"vector_similarity returned {len(ids)} neighbors, or scores that are not numbers. "
+            f"Rebuild it with {BUILD_COMMAND}"
+        )
+    if missing := gallery.missing(ids):
+        raise WrongAnswerError(
+            f"vector_similarity returned ids that the gallery does not have, such as {missing[0]}. "
+            f"Rebuild both with {BUILD_COMMAND}"
         )
     return Answer(ids, scores, 1e3 * (embedded - start), 1e3 * (found - embedded))
 
 
-def served_ids(client: Client) -> dict[str, dict[str, str]]:
-    """`encoder_id` and `gallery_id` that each served model carries, by model name.
-
-    Raises
-    ------
-    TritonError : the server did not answer
-    """
-    found = {}
-    for model in contract.MODELS:
-        parameters = client.model_config(model.name).get("parameters", {})
-        found[model.name] = {
-            key: parameters[key]["string_value"]
-            for key in (contract.ENCODER_ID_PARAMETER, contract.GALLERY_ID_PARAMETER)
-            if key in parameters
-        }
-    return found
-
-
-def check_identity(client: Client, gallery: Gallery) -> None:
-    """Check that both served models belong to the gallery, by their ids.
-
-    Raises
-    ------
-    WrongAnswerError : they do not
-    TritonError : the server did not answer
-    """
-    encoder_id = {contract.ENCODER_ID_PARAMETER: gallery.encoder_id}
-    identity = {**encoder_id, contract.GALLERY_ID_PARAMETER: gallery.gallery_id}
-    expected = {contract.IMAGE_ENCODER.name: encoder_id, contract.VECTOR_SIMILARITY.name: identity}
-    served = served_ids(client)
+def _compare(served: ServedIdentity, gallery: Gallery) -> None:
+    expected = ServedIdentity(
+        gallery.encoder_id, IndexIdentity(gallery.encoder_id, gallery.gallery_id)
+    )
     if served != expected:
         raise WrongAnswerError(
             "The server's models are of another build than the gallery, so results would show "
-            f"wrong images (gallery: {_as_text(identity)}; "
-            f"{'; '.join(f'{model}: {_as_text(ids)}' for model, ids in served.items())}). "
-            f"Stop the server and start it again with {START_COMMAND}"
+            f"wrong images (gallery: {_words(expected)}; server: {_words(served)}). Stop the "
+            f"server and start it again with {START_COMMAND}"
         )
 
 
-def _as_text(ids: dict[str, str]) -> str:
-    return ", ".join(f"{key} {value or 'none'}" for key, value in ids.items()) or "no ids"
+def _words(identity: ServedIdentity) -> str:
+    index = identity.index
+    return (
+        f"encoder {identity.encoder_id or 'unknown'}, index of gallery "
+        f"{index.gallery_id or 'unknown'} by encoder {index.encoder_id or 'unknown'}"
+    )
+
+
+def _index_identity(client: Client) -> IndexIdentity:
+    config = client.model_config(contract.VECTOR_SIMILARITY.name)
+    return IndexIdentity(
+        _parameter(config, contract.ENCODER_ID_PARAMETER),
+        _parameter(config, contract.GALLERY_ID_PARAMETER),
+    )
+
+
+def _parameter(config: dict, name: str) -> str:
+    return (config.get("parameters") or {}).get(name, {}).get("string_value", "")

@@ -1,6 +1,7 @@
 """Whole searches through a real Triton, against a plain NumPy search of the same embeddings."""
 
 import json
+import multiprocessing
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,14 @@ import pytest
 from PIL import Image
 
 from reverse_image_search.client import Client
-from reverse_image_search.client.search import WrongAnswerError, search_gallery
+from reverse_image_search.client.search import (
+    IndexIdentity,
+    ServedIdentity,
+    WrongAnswerError,
+    check_identity,
+    search_gallery,
+    served_identity,
+)
 from reverse_image_search.gallery import Gallery, GalleryWriter
 
 QUERIES = 1000
@@ -212,6 +220,35 @@ def test_gallery_of_another_build_is_refused(client, gallery, query_pixels, tmp_
 
     with pytest.raises(WrongAnswerError, match=f"0123456789ab.*{getattr(gallery, key)}"):
         search_gallery(client, Gallery(path), query_pixels[0])
+
+
+def test_the_server_tells_what_it_is(client, gallery):
+    check_identity(client, gallery)
+
+    assert served_identity(client) == ServedIdentity(
+        gallery.encoder_id, IndexIdentity(gallery.encoder_id, gallery.gallery_id)
+    )
+
+
+def test_forked_processes_get_their_own_answers(client, query_pixels):
+    """A client that was used before, in four children at once."""
+    expected = client.search(query_pixels[:200]).ids[:, 0].tolist()
+
+    with multiprocessing.get_context("fork").Pool(4, set_client, (client,)) as pool:
+        answers = pool.map(first_id, query_pixels[:200], chunksize=1)
+
+    assert answers == expected
+
+
+_client_of_the_parent: list[Client] = []
+
+
+def set_client(client: Client) -> None:
+    _client_of_the_parent.append(client)
+
+
+def first_id(pixels: np.ndarray) -> int:
+    return int(_client_of_the_parent[0].search([pixels]).ids[0, 0])
 
 
 def test_client_of_a_short_address_works(triton):

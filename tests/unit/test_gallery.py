@@ -72,6 +72,13 @@ def test_ids_that_the_gallery_does_not_have(path, ids):
         Gallery(path).images(ids)
 
 
+def test_missing_ids_are_named(path):
+    gallery = Gallery(path)
+
+    assert gallery.missing(gallery.ids()) == []
+    assert gallery.missing([int(gallery.ids()[0]), -1, 10**9]) == [-1, 10**9]
+
+
 def test_more_ids_than_one_statement_takes(tmp_path):
     path = tmp_path / "gallery.sqlite"
     with GalleryWriter(path) as writer:

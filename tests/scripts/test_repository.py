@@ -82,9 +82,15 @@ def run_tool(*command: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+SHELL_SCRIPTS = [*(path for path in SOURCES if path.suffix == ".sh"), REPO_ROOT / ".ci" / "run"]
+
+
 def test_shell_scripts_pass_shellcheck():
-    scripts = [path for path in SOURCES if path.suffix == ".sh"]
-    run_tool("shellcheck", *map(str, scripts), str(REPO_ROOT / ".ci" / "run"))
+    run_tool("shellcheck", *map(str, SHELL_SCRIPTS))
+
+
+def test_shell_scripts_are_formatted():
+    run_tool("shfmt", "--diff", *map(str, SHELL_SCRIPTS))
 
 
 def test_python_passes_ruff():
@@ -93,6 +99,15 @@ def test_python_passes_ruff():
 
 def test_python_is_formatted():
     run_tool("ruff", "format", "--check", ".")
+
+
+def test_imports_go_downwards_only():
+    """The rules stand in pyproject.toml."""
+    run_tool("lint-imports", "--no-cache")
+
+
+def test_types_are_right():
+    run_tool("mypy", "--python-executable", sys.executable)
 
 
 def test_every_script_of_bin_is_in_the_readme():

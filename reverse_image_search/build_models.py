@@ -187,15 +187,19 @@ def _write_configs(
 ) -> None:
     encoder_id = {contract.ENCODER_ID_PARAMETER: metadata.encoder_id}
     identity = {**encoder_id, contract.GALLERY_ID_PARAMETER: metadata.gallery_id}
-    sizes = {"embedding_dim": embedding_dim, "top_k": top_k}
     input_dims = (3, metadata.encoder_height, metadata.encoder_width)
     configs = {
         contract.IMAGE_ENCODER: model_config(
-            contract.IMAGE_ENCODER, **sizes, example_dims=input_dims, parameters=encoder_id
+            contract.IMAGE_ENCODER,
+            embedding_dim=embedding_dim,
+            top_k=top_k,
+            example_dims=input_dims,
+            parameters=encoder_id,
         ),
         contract.VECTOR_SIMILARITY: model_config(
             contract.VECTOR_SIMILARITY,
-            **sizes,
+            embedding_dim=embedding_dim,
+            top_k=top_k,
             example_dims=(embedding_dim,),
             parameters=identity,
             platform=index_platform,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reverse_image_search.datasets import Dataset
 from reverse_image_search.encoders.spec import EncoderError, TrainingOptions
-from reverse_image_search.training.train import half_whitening, train_two_heads
+from reverse_image_search.training.train import TwoHeadedEncoder, half_whitening, train_two_heads
 
 IMAGE_SIZE = 28  # pixels; every image is resized to this many rows and columns
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue: ITU-R BT.601, as Pillow's "L" mode
@@ -20,7 +20,7 @@ PIXEL_MEAN, PIXEL_STD = 0.286, 0.353  # of the 60,000 training images, pixels 0 
 WHITENING_IMAGES = 6_000  # whose instance embeddings the whitening is computed from
 
 
-class FashionEncoder(nn.Module):
+class FashionEncoder(TwoHeadedEncoder):
     """Residual network of seven convolutions, after David Page's ResNet-9.
 
     The first layer takes blocks of 2 x 2 pixels, so nothing runs at full resolution, where a
@@ -33,6 +33,8 @@ class FashionEncoder(nn.Module):
     instance_dims : dimensions of the instance part of the embedding
     class_weight : share of the class part, 0 to 1 (see `join_parts`)
     """
+
+    luma: Tensor
 
     def __init__(
         self,
@@ -102,12 +104,16 @@ class FashionEncoder(nn.Module):
         """
         features, flipped_features = self.features(torch.cat([images, images.flip(3)])).chunk(2)
         features = (features + flipped_features) / 2
-        return self.class_head(features).softmax(dim=1), self.instance_embedding(features)
+        return self.class_logits(features).softmax(dim=1), self.instance_embedding(features)
 
     def features(self, images: Tensor) -> Tensor:
         """(batch, 1, 28, 28) grayscale, 0 to 1 -> (batch, 8 * width): average and max pooling."""
         maps = self.backbone((images - self.pixel_mean) / self.pixel_std)
         return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
+
+    def class_logits(self, features: Tensor) -> Tensor:
+        """(batch, 8 * width) -> (batch, num_classes)."""
+        return self.class_head(features)
 
     def instance_embedding(self, features: Tensor) -> Tensor:
         """Unit vectors (batch, instance_dims), close together for copies of one image."""
@@ -154,7 +160,8 @@ def train_fashion_encoder(dataset: Dataset, options: TrainingOptions) -> Fashion
         embeddings = torch.cat(
             [encoder.instance_embedding(encoder.features(part)) for part in pixels.split(500)]
         )
-        linear, _folded_norm = encoder.instance_head
+        linear = encoder.instance_head[0]  # the batch norm behind it is folded into it
+        assert isinstance(linear, nn.Linear)
         whitening = half_whitening(embeddings, encoder.instance_dims)
         linear.weight.copy_(whitening @ linear.weight)
         linear.bias.copy_(whitening @ linear.bias)
@@ -190,7 +197,7 @@ def training_tensors(dataset: Dataset) -> tuple[Tensor, Tensor]:
     class_index = {name: index for index, name in enumerate(dataset.class_names)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
-    labels = torch.tensor([class_index[sample.label] for sample in samples])
+    labels = torch.tensor([class_index[sample.label or ""] for sample in samples])
     return images.to(device), labels.to(device)
 
 

@@ -24,6 +24,9 @@ class PretrainedEncoder(nn.Module):
     backbone : (batch, 3, 224, 224) normalised RGB -> (batch, embedding_dim)
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, backbone: nn.Module, embedding_dim: int):
         super().__init__()
         self.embedding_dim = embedding_dim

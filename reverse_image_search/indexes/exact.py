@@ -24,6 +24,9 @@ class ExactIndex(nn.Module):
     top_k : K, neighbors per query
     """
 
+    columns: Tensor  # (D, padded N)
+    ids: Tensor  # (padded N,)
+
     def __init__(self, embeddings: Tensor, ids: Tensor, top_k: int):
         super().__init__()
         self.size, self.top_k = len(ids), top_k

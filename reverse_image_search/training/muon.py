@@ -23,8 +23,9 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.6):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
+    # The base class allows a closure, which nothing here uses.
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """Take one step along the gradients of the parameters."""
         for group in self.param_groups:
             for weight in group["params"]:

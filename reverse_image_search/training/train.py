@@ -1,7 +1,7 @@
 """Train an encoder with two heads: one backbone, a loss for each head."""
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +22,23 @@ TEMPERATURE = 0.1  # of the instance loss: lower weighs the hardest negatives mo
 STRONG_CLASS_WEIGHT = 0.3  # of the class loss on strongly augmented views
 
 
-class TwoHeadedEncoder(Protocol):
+class TwoHeadedEncoder(nn.Module):
     """What is trained: features of grayscale images, a class head and an instance head."""
-
-    class_head: nn.Module  # features -> logits (batch, classes)
 
     def features(self, images: Tensor) -> Tensor:
         """(batch, 1, height, width), 0 to 1 -> (batch, F)."""
-        ...
+        raise NotImplementedError
+
+    def class_logits(self, features: Tensor) -> Tensor:
+        """(batch, F) -> (batch, classes)."""
+        raise NotImplementedError
 
     def instance_embedding(self, features: Tensor) -> Tensor:
         """(batch, F) -> (batch, D), unit length."""
-        ...
+        raise NotImplementedError
 
 
-Encoder = TypeVar("Encoder", bound=nn.Module)
+Encoder = TypeVar("Encoder", bound=TwoHeadedEncoder)
 
 
 def train_two_heads(
@@ -47,7 +49,7 @@ def train_two_heads(
     seed: int,
     description: str | None = None,
 ) -> Encoder:
-    """Train a `TwoHeadedEncoder`; the same seed on the same machine gives the same encoder.
+    """Train an encoder; the same seed on the same machine gives the same encoder.
 
     Parameters
     ----------
@@ -63,7 +65,9 @@ def train_two_heads(
     """
     torch.manual_seed(seed)
     encoder = new_encoder().to(images.device)
-    encoder.train().to(memory_format=torch.channels_last)
+    encoder.train()
+    # PyTorch's type hints lack this overload.
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch_size = min(BATCH_SIZE, len(images))
     steps_per_epoch = len(images) // batch_size
     steps = epochs * steps_per_epoch
@@ -104,7 +108,7 @@ def encoder_loss(encoder: TwoHeadedEncoder, pixels: Tensor, labels: Tensor) -> T
     with _fast_arithmetic(views.device):
         features = encoder.features(views.contiguous(memory_format=torch.channels_last))
     features = features.float()
-    logits, strong_logits = encoder.class_head(features).chunk(2)
+    logits, strong_logits = encoder.class_logits(features).chunk(2)
     embeddings, strong_embeddings = encoder.instance_embedding(features).chunk(2)
     return (
         F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
@@ -147,7 +151,10 @@ def _optimizers(encoder: nn.Module) -> list[torch.optim.Optimizer]:
 
 def fold_batch_norms(encoder: Encoder) -> Encoder:
     """Fold each batch norm into the layer before it: same function, fewer operations."""
-    fuse = {nn.BatchNorm2d: fuse_conv_bn_eval, nn.BatchNorm1d: fuse_linear_bn_eval}
+    fuse: dict[type[nn.Module], Callable[..., nn.Module]] = {
+        nn.BatchNorm2d: fuse_conv_bn_eval,
+        nn.BatchNorm1d: fuse_linear_bn_eval,
+    }
     for block in encoder.modules():
         if isinstance(block, nn.Sequential):
             for position, layer in enumerate(block):

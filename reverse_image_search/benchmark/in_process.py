@@ -9,7 +9,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,8 @@ import torch
 from reverse_image_search import contract
 from reverse_image_search.benchmark.query_tensors import query_tensors
 from reverse_image_search.gallery import Gallery
-from reverse_image_search.indexes.exact import ExactIndex
-from reverse_image_search.layout import (
-    FIRST_VERSION,
-    MODEL_FILENAME,
-    MODEL_REPO,
-    gallery_file,
-    model_file,
-)
-from reverse_image_search.serving.export import load_torchscript, write_model_files
+from reverse_image_search.layout import MODEL_REPO, gallery_file, model_file
+from reverse_image_search.serving.export import load_torchscript
 
 
 def load_models(output_dir: Path) -> tuple[torch.jit.ScriptModule, torch.jit.ScriptModule]:
@@ -48,25 +40,6 @@ def build_embeddings(output_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     return embeddings, queries.numpy()
 
 
-def export_index(embeddings: torch.Tensor, top_k: int, folder: Path) -> Path:
-    """TorchScript file, in the new `folder`, of an exact index of embeddings (N, D) float32."""
-    index = ExactIndex(embeddings, torch.arange(len(embeddings)), top_k)
-    write_model_files({MODEL_FILENAME: index}, folder / FIRST_VERSION, input_ndim=2)
-    return folder / FIRST_VERSION / MODEL_FILENAME
-
-
-def median_ms(search: Callable[[], object], least: int = 5, seconds: float = 1.0) -> float:
-    """Median milliseconds of a call, of at least `least` calls and `seconds`, after three more."""
-    for _ in range(3):
-        search()
-    times: list[float] = []
-    while len(times) < least or sum(times) < seconds:
-        start = time.perf_counter()
-        search()
-        times.append(time.perf_counter() - start)
-    return 1e3 * float(np.median(times))
-
-
 def measure(
     output_dir: Path, images: torch.Tensor, batch_sizes: list[int], seconds: float
 ) -> dict[int, dict]:
@@ -78,31 +51,27 @@ def measure(
     images : (n, 3, height, width) float32, n at least the largest batch size
     seconds : for each batch size, after a warm-up of a fifth of it
     """
-    encoder, similarity = load_models(output_dir)
+    models = load_models(output_dir)
     report = {}
-    with torch.inference_mode():
-        for size in batch_sizes:
-            batches = [part for part in images.split(size) if len(part) == size]
-            latencies: list[float] = []
-            encoder_seconds = 0.0
-            begin = time.perf_counter() + seconds / 5
-            while (now := time.perf_counter()) < begin + seconds:
-                embeddings = encoder(batches[len(latencies) % len(batches)])
+    for size in batch_sizes:
+        batches = [part for part in images.split(size) if len(part) == size]
+        times: list[tuple[float, float]] = []  # seconds in each model
+        begin = time.perf_counter() + seconds / 5
+        with torch.inference_mode():
+            while (start := time.perf_counter()) < begin + seconds:
+                embeddings = models[0](batches[len(times) % len(batches)])
                 between = time.perf_counter()
-                similarity(embeddings)
-                if now >= begin:
-                    latencies.append(time.perf_counter() - now)
-                    encoder_seconds += between - now
-            milliseconds = np.percentile(np.array(latencies) * 1e3, [50, 95, 99]).tolist()
-            own_seconds = (encoder_seconds, sum(latencies) - encoder_seconds)
-            report[size] = {
-                "queries_per_second": size * len(latencies) / sum(latencies),
-                "model_ms": {
-                    model.name: 1e3 * seconds / len(latencies)
-                    for model, seconds in zip(contract.MODELS, own_seconds, strict=True)
-                },
-                **dict(zip(("p50_ms", "p95_ms", "p99_ms"), milliseconds, strict=True)),
-            }
+                models[1](embeddings)
+                if start >= begin:
+                    times.append((between - start, time.perf_counter() - between))
+        milliseconds = 1e3 * np.array(times)  # (searches, 2)
+        latencies = milliseconds.sum(axis=1)
+        names = [model.name for model in contract.MODELS]
+        report[size] = {
+            "queries_per_second": 1e3 * size / latencies.mean(),
+            "model_ms": dict(zip(names, milliseconds.mean(axis=0).tolist(), strict=True)),
+            **{f"p{p}_ms": float(np.percentile(latencies, p)) for p in (50, 95, 99)},
+        }
     return report
 
 

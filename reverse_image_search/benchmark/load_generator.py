@@ -1,4 +1,4 @@
-"""N clients that search without pause, in a process of their own.
+"""Clients that search without pause, in a process of their own.
 
 One thread drives all connections and sends requests that were made beforehand, so that the
 generator takes little processor time from the server; it reports how much it took.
@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import resource
 import selectors
 import socket
 import sys
 import time
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -27,210 +27,154 @@ from reverse_image_search import contract
 from reverse_image_search.benchmark.query_tensors import query_tensors
 
 _PREPARED_QUERIES = 256  # different images in turn
-_HEADER_LENGTH = b"\r\ninference-header-content-length:"
+_HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
-class Scenario(ABC):
-    """The requests of one query, one after the other.
+class Scenario(NamedTuple):
+    """The one or two requests of a query.
 
-    Parameters
+    Attributes
     ----------
-    images : (n, 3, height, width) float32 RGB, 0 to 1
+    first : request for one image (1, 3, height, width) float32, RGB, 0 to 1
+    second : request after the head and the body of the first answer
     """
 
-    def __init__(self, host: str, images: np.ndarray) -> None:
-        self._host = host
-        self.first_requests = [self._first_request(image[None]) for image in images]
-
-    @abstractmethod
-    def _first_request(self, pixels: np.ndarray) -> bytes:
-        """Request for one image (1, 3, height, width) float32, RGB, 0 to 1."""
-
-    def next_request(self, _step: int, _head: bytes, _body: bytes) -> bytes | None:
-        """The request after the answer to number `step`; None after the last."""
-        return None
-
-    def _post(self, path: str, body: bytes, headers: str = "") -> bytes:
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\n{headers}"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
-        return head.encode() + body
-
-    def _infer(self, model: contract.ModelSpec, tensor: np.ndarray) -> bytes:
-        (spec,) = model.inputs
-        infer_input = InferInput(spec.name, tensor.shape, spec.datatype)
-        infer_input.set_data_from_numpy(tensor, binary_data=True)
-        outputs = [InferRequestedOutput(output.name, binary_data=True) for output in model.outputs]
-        body, header_length = InferenceServerClient.generate_request_body(
-            [infer_input], outputs=outputs
-        )
-        headers = f"Inference-Header-Content-Length: {header_length}\r\n"
-        return self._post(f"/v2/models/{model.name}/infer", body, headers)
+    first: Callable[[np.ndarray], bytes]
+    second: Callable[[bytes, bytes], bytes] | None = None
 
 
-class OneCall(Scenario):
-    """The ensemble `image_search`."""
-
-    def _first_request(self, pixels: np.ndarray) -> bytes:
-        return self._infer(contract.IMAGE_SEARCH, pixels)
+def _post(path: str, body: bytes, *headers: str) -> bytes:
+    lines = (f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers)
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-class TwoCalls(Scenario):
-    """`image_encoder`, then `vector_similarity` with the embedding that came back."""
-
-    def _first_request(self, pixels: np.ndarray) -> bytes:
-        return self._infer(contract.IMAGE_ENCODER, pixels)
-
-    def next_request(self, step: int, head: bytes, body: bytes) -> bytes | None:
-        if step == 1:
-            return None
-        embedding = body[int(_field(head, _HEADER_LENGTH)) :]
-        return self._second_head(len(embedding)) + embedding
-
-    def _second_head(self, size: int) -> bytes:
-        """The second request up to its embedding; only the embedding changes."""
-        if not hasattr(self, "_head"):
-            example = np.zeros((1, size // 4), np.float32)
-            self._head = self._infer(contract.VECTOR_SIMILARITY, example)[:-size]
-        return self._head
+def _infer(model: contract.ModelSpec, tensor: np.ndarray) -> bytes:
+    (spec,) = model.inputs
+    infer_input = InferInput(spec.name, tensor.shape, spec.datatype)
+    infer_input.set_data_from_numpy(tensor, binary_data=True)
+    outputs = [InferRequestedOutput(output.name, binary_data=True) for output in model.outputs]
+    body, length = InferenceServerClient.generate_request_body([infer_input], outputs=outputs)
+    return _post(f"/v2/models/{model.name}/infer", body, f"{_HEADER_LENGTH}: {length}")
 
 
-class TwoJsonCalls(Scenario):
-    """As in the first version of this tutorial: pixels and embeddings as JSON numbers."""
-
-    def _first_request(self, pixels: np.ndarray) -> bytes:
-        return self._infer_json(contract.IMAGE_ENCODER, pixels.shape, pixels.ravel().tolist())
-
-    def next_request(self, step: int, _head: bytes, body: bytes) -> bytes | None:
-        if step == 1:
-            return None
-        (output,) = json.loads(body)["outputs"]
-        return self._infer_json(contract.VECTOR_SIMILARITY, output["shape"], output["data"])
-
-    def _infer_json(self, model: contract.ModelSpec, shape: tuple, data: list[float]) -> bytes:
-        (spec,) = model.inputs
-        request_input = {
-            "name": spec.name, "shape": list(shape), "datatype": spec.datatype, "data": data,
-        }  # fmt: skip
-        body = json.dumps({"inputs": [request_input]}).encode()
-        return self._post(f"/v2/models/{model.name}/infer", body)
+def _infer_json(model: contract.ModelSpec, shape: tuple[int, ...], data: list[float]) -> bytes:
+    (spec,) = model.inputs
+    tensor = {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": data}
+    return _post(f"/v2/models/{model.name}/infer", json.dumps({"inputs": [tensor]}).encode())
 
 
-class Base64Pixels(Scenario):
-    """A peer that reads JSON: float32 pixels as base64."""
-
-    def _first_request(self, pixels: np.ndarray) -> bytes:
-        encoded = base64.b64encode(pixels.tobytes()).decode()
-        body = json.dumps({"pixels": encoded, "width": pixels.shape[3]}).encode()
-        return self._post("/predict", body, "Content-Type: application/json\r\n")
+def _pass_embedding_on(head: bytes, body: bytes) -> bytes:
+    embedding = np.frombuffer(body[int(_field(head, _HEADER_LENGTH)) :], np.float32)
+    return _infer(contract.VECTOR_SIMILARITY, embedding[None])
 
 
-class RawPixels(Scenario):
-    """A peer that reads bytes: float32 pixels."""
+def _pass_json_on(_head: bytes, body: bytes) -> bytes:
+    (output,) = json.loads(body)["outputs"]
+    return _infer_json(contract.VECTOR_SIMILARITY, output["shape"], output["data"])
 
-    def _first_request(self, pixels: np.ndarray) -> bytes:
-        headers = "Content-Type: application/octet-stream\r\n"
-        return self._post(f"/predict?width={pixels.shape[3]}", pixels.tobytes(), headers)
+
+def _base64(pixels: np.ndarray) -> bytes:
+    content = {"pixels": base64.b64encode(pixels).decode(), "width": pixels.shape[3]}
+    return _post("/predict", json.dumps(content).encode(), "Content-Type: application/json")
 
 
 SCENARIOS = {
-    "one_call": OneCall,
-    "two_calls": TwoCalls,
-    "two_json_calls": TwoJsonCalls,
-    "base64_pixels": Base64Pixels,
-    "raw_pixels": RawPixels,
+    "one_call": Scenario(lambda pixels: _infer(contract.IMAGE_SEARCH, pixels)),
+    "two_calls": Scenario(
+        lambda pixels: _infer(contract.IMAGE_ENCODER, pixels), _pass_embedding_on
+    ),
+    # As in the first version of this tutorial: pixels and embeddings as JSON numbers.
+    "two_json_calls": Scenario(
+        lambda pixels: _infer_json(contract.IMAGE_ENCODER, pixels.shape, pixels.ravel().tolist()),
+        _pass_json_on,
+    ),
+    "base64_pixels": Scenario(_base64),
+    "raw_pixels": Scenario(
+        lambda pixels: _post(f"/predict?width={pixels.shape[3]}", pixels.tobytes())
+    ),
 }
 
 
-class _Connection:
-    """One client, which sends its next request when the last answer is complete."""
+class _Client:
+    """One connection, which searches again when its last search is complete."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], scenario: Scenario) -> None:
         self.socket = socket.create_connection(address, timeout=30)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.step = 0
-        self.start = 0.0
+        self._second = scenario.second
         self._received = bytearray()
 
-    def ask(self, request: bytes) -> None:
+    def search(self, request: bytes) -> None:
+        self._is_second, self._start = False, time.perf_counter()
         self.socket.sendall(request)
 
-    def answer(self) -> tuple[bytes, bytes] | None:
-        """Head and body once both are complete."""
+    def receive(self) -> float | None:
+        """Seconds that the search took, once its answer is complete."""
         part = self.socket.recv(1 << 18)
         if not part:
             raise ConnectionError("the server closed the connection")
         self._received += part
-        end = self._received.find(b"\r\n\r\n")
-        if end < 0:
+        head, separator, body = bytes(self._received).partition(b"\r\n\r\n")
+        if not separator or len(body) < int(_field(head, "Content-Length")):
             return None
-        head = bytes(self._received[:end]) + b"\r\n"
-        size = int(_field(head, b"\r\ncontent-length:"))
-        if len(self._received) < end + 4 + size:
-            return None
-        body = bytes(self._received[end + 4 :])
         self._received.clear()
         if not head.startswith(b"HTTP/1.1 200"):
-            raise ConnectionError(
-                f"the server answered {head.splitlines()[0].decode()}: "
-                f"{body[:300].decode(errors='replace')}"
-            )
-        return head, body
+            raise ConnectionError(f"the server answered {head[:60]!r}: {body[:300]!r}")
+        if self._second and not self._is_second:
+            self._is_second = True
+            self.socket.sendall(self._second(head, body))
+            return None
+        return time.perf_counter() - self._start
 
 
-def _field(head: bytes, name: bytes) -> bytes:
-    start = head.lower().index(name) + len(name)
-    return head[start : head.index(b"\r\n", start)]
+def _field(head: bytes, name: str) -> bytes:
+    _, _, rest = head.lower().partition(f"\r\n{name.lower()}:".encode())
+    return rest.partition(b"\r\n")[0]
 
 
 def generate_load(
-    scenario: Scenario, address: tuple[str, int], clients: int, warm_up: float, seconds: float
+    scenario: Scenario,
+    images: np.ndarray,
+    address: tuple[str, int],
+    clients: int,
+    warm_up: float,
+    seconds: float,
 ) -> dict:
     """Search for `warm_up` + `seconds` seconds and report on the latter.
 
+    Parameters
+    ----------
+    images : (n, 3, height, width) float32 RGB, 0 to 1, searched with in turn
+
     Returns
     -------
-    queries, queries_per_second, p50_ms, p95_ms, p99_ms, cpu_seconds (of this process)
+    queries, queries_per_second, p50_ms, p95_ms, p99_ms, seconds, cpu_seconds (of this process)
     """
-    requests = scenario.first_requests
-    latencies: list[float] = []
+    requests = [scenario.first(image[None]) for image in images]
     selector = selectors.DefaultSelector()
-    asked = 0
-    for _ in range(clients):
-        connection = _Connection(address)
-        selector.register(connection.socket, selectors.EVENT_READ, connection)
-    begin = time.perf_counter() + warm_up
-    end = begin + seconds
-    for key in list(selector.get_map().values()):
-        key.data.start = time.perf_counter()
-        key.data.ask(requests[asked % len(requests)])
-        asked += 1
-    cpu_before = None
+    for number in range(clients):
+        client = _Client(address, scenario)
+        selector.register(client.socket, selectors.EVENT_READ, client)
+        client.search(requests[number % len(requests)])
+    latencies: list[float] = []
+    started = clients
     now = time.perf_counter()
+    begin, end, cpu_before = now + warm_up, now + warm_up + seconds, 0.0
     while now < end:
-        if cpu_before is None and now >= begin:
-            cpu_before, begin = _cpu_seconds(), now
         events = selector.select(timeout=30)
         if not events:
             raise ConnectionError("the server did not answer within 30 s")
         for key, _ in events:
-            connection = key.data
-            answer = connection.answer()
-            now = time.perf_counter()
-            if answer is None:
+            latency = key.data.receive()
+            if latency is None:
                 continue
-            following = scenario.next_request(connection.step, *answer)
-            if following is not None:
-                connection.step += 1
-                connection.ask(following)
-                continue
-            if cpu_before is not None:
-                latencies.append(now - connection.start)
-            connection.step, connection.start = 0, time.perf_counter()
-            connection.ask(requests[asked % len(requests)])
-            asked += 1
-    cpu_seconds = _cpu_seconds() - (cpu_before or 0.0)
+            if cpu_before:
+                latencies.append(latency)
+            key.data.search(requests[started % len(requests)])
+            started += 1
+        now = time.perf_counter()
+        if not cpu_before and now >= begin:
+            cpu_before, begin = time.process_time(), now
     for key in list(selector.get_map().values()):
         key.data.socket.close()
     percentiles = np.percentile(np.array(latencies) * 1e3, [50, 95, 99]).tolist()
@@ -239,14 +183,9 @@ def generate_load(
         "queries": len(latencies),
         "queries_per_second": len(latencies) / (now - begin),
         **dict(zip(("p50_ms", "p95_ms", "p99_ms"), percentiles, strict=True)),
-        "cpu_seconds": cpu_seconds,
+        "cpu_seconds": time.process_time() - cpu_before,
         "seconds": now - begin,
     }
-
-
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> int:
@@ -261,10 +200,14 @@ def main() -> int:
     options = parser.parse_args()
     url = urlsplit(options.url)
     images = query_tensors(options.output_dir, _PREPARED_QUERIES)
-    scenario = SCENARIOS[options.scenario](url.netloc, images)
     try:
         report = generate_load(
-            scenario, (url.hostname, url.port), options.clients, options.warm_up, options.seconds
+            SCENARIOS[options.scenario],
+            images,
+            (url.hostname or "127.0.0.1", url.port or 80),
+            options.clients,
+            options.warm_up,
+            options.seconds,
         )
     except OSError as error:
         print(f"{options.scenario} at {options.url}: {error}", file=sys.stderr)

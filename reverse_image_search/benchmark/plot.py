@@ -33,10 +33,17 @@ def plot_growth(rows: list[dict], machine: str, path: Path) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     time_axes, memory_axes = figure.subplots(1, 2)
     sizes = [row["gallery"] for row in rows]
-    for key, label in (("one_ms", "one query"), ("batch_ms", "32 queries, each")):
-        time_axes.plot(sizes, [row[key] for row in rows], "o-", label=label)
-    memory_axes.plot(sizes, [row["memory_mb"] for row in rows], "o-", label="memory, MB")
-    memory_axes.plot(sizes, [1e3 * row["load_seconds"] for row in rows], "o-", label="load, ms")
+    for index in ("exact", "faiss"):
+        for size in (1, 32):
+            label = f"{index}, {size} queries at once, each"
+            times = [row[f"{index}_ms"][size] / size for row in rows]
+            time_axes.plot(sizes, times, "o-", label=label)
+    for key, label, scale in (
+        ("memory_mb", "memory, MB", 1),
+        ("file_mb", "file, MB", 1),
+        ("load_seconds", "load, ms", 1e3),
+    ):
+        memory_axes.plot(sizes, [scale * row[key] for row in rows], "o-", label=label)
     time_axes.set(ylabel="ms")
     for axes in (time_axes, memory_axes):
         axes.set(xscale="log", yscale="log", xlabel="vectors in the gallery")

@@ -53,13 +53,13 @@ def measure(options: argparse.Namespace) -> dict:
 
     Returns
     -------
-    machine, rows, ratios, and exact_search where peers are measured
+    machine, rows, ratios, and index_search where peers are measured
 
     Raises
     ------
     BenchmarkError, GalleryError : the message says what to do
     """
-    Gallery(gallery_file(options.output_dir)).close()  # fail early without a build
+    size = len(Gallery(gallery_file(options.output_dir)))  # fails early without a build
     ratios: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         url = options.url
@@ -69,9 +69,10 @@ def measure(options: argparse.Namespace) -> dict:
         rows = _measure_servers(options, url)
     report: dict = {"machine": describe_machine(), "rows": rows}
     if options.compare:
-        report["exact_search"] = run_module("exact_search", "--output-dir", options.output_dir)
-        one_query = report["exact_search"]["rows"][0]
-        ratios["exact search, one query: over FAISS"] = one_query["here_ms"] / one_query["faiss_ms"]
+        search = run_module("index_search", "--output-dir", options.output_dir, "--sizes", size)
+        report["index_search"] = search
+        one_query = search["exact_ms"]["1"] / search["faiss_ms"]["1"]
+        ratios["exact search, one query: over FAISS"] = one_query
     report["ratios"] = compute_ratios(rows) | ratios
     return report
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import urllib.request
-from pathlib import Path
+
+import psutil
 
 from reverse_image_search import contract
 
-# Proxies are for other people's addresses, and the load generator uses none either.
+# A loopback address must not be asked through a proxy.
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
@@ -24,7 +24,7 @@ def answers(url: str) -> bool:
     """Whether `url` answers with status 200."""
     try:
         _open(url, timeout=10).close()
-    except OSError:  # refused, or another status than 200
+    except OSError:  # refused, or another status
         return False
     return True
 
@@ -43,49 +43,36 @@ def statistics_between(before: dict[str, dict], after: dict[str, dict]) -> dict[
     between = {}
     for name, new in after.items():
         old = before[name]
-
-        def grown(*path: str, new: dict = new, old: dict = old) -> int:
-            for key in path:
-                new, old = new[key], old[key]
-            return new - old
-
-        requests = grown("inference_stats", "success", "count")
-        executions = grown("execution_count")
-        if requests and name != contract.IMAGE_SEARCH.name:
-            between[name] = {
-                "batch": grown("inference_count") / executions,
-                "queue_ms": grown("inference_stats", "queue", "ns") / requests / 1e6,
-                "compute_ms": grown("inference_stats", "compute_infer", "ns") / requests / 1e6,
-            }
+        stats, old_stats = new["inference_stats"], old["inference_stats"]
+        requests = stats["success"]["count"] - old_stats["success"]["count"]
+        if not requests or name == contract.IMAGE_SEARCH.name:
+            continue
+        queue, compute = (
+            (stats[kind]["ns"] - old_stats[kind]["ns"]) / requests / 1e6
+            for kind in ("queue", "compute_infer")
+        )
+        batches = new["execution_count"] - old["execution_count"]
+        between[name] = {
+            "batch": (new["inference_count"] - old["inference_count"]) / batches,
+            "queue_ms": queue,
+            "compute_ms": compute,
+        }
     return between
 
 
+def server_processes(port: int) -> list[psutil.Process]:
+    """The processes that listen on `port`, and their descendants."""
+    connections = psutil.net_connections("tcp")
+    pids = {c.pid for c in connections if c.status == psutil.CONN_LISTEN and c.laddr.port == port}
+    listening = [psutil.Process(pid) for pid in pids if pid]
+    return list({*listening, *(c for p in listening for c in p.children(recursive=True))})
+
+
 def server_cpu_seconds(port: int) -> float:
-    """Processor time so far of the process that listens on `port` and of its descendants."""
-    processes = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = path.read_text().rpartition(") ")[2].split()
-            processes[int(path.parent.name)] = (int(fields[1]), int(fields[11]) + int(fields[12]))
-    listening = _listening_processes(port)
-    tree = set(listening)
-    while more := {pid for pid, (parent, _) in processes.items() if parent in tree} - tree:
-        tree |= more
-    ticks = sum(processes[pid][1] for pid in tree if pid in processes)
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _listening_processes(port: int) -> set[int]:
-    inodes = set()
-    for table in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                    inodes.add(f"socket:[{fields[9]}]")
-    pids = set()
-    for path in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if os.readlink(path) in inodes:
-                pids.add(int(path.parts[2]))
-    return pids
+    """Processor time so far of `server_processes`."""
+    seconds = 0.0
+    for process in server_processes(port):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds

@@ -11,19 +11,21 @@ slowest answers are slower at the end than at the start.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import sys
 import threading
 import time
 from array import array
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 
+from reverse_image_search.benchmark.server_statistics import server_processes
 from reverse_image_search.client import Client, TritonError
 from reverse_image_search.client.search import WrongAnswerError, check_identity
 from reverse_image_search.gallery import Gallery, GalleryError
@@ -31,13 +33,10 @@ from reverse_image_search.layout import REPOSITORY_ROOT, START_COMMAND, gallery_
 
 _QUERIES = 256  # different images in turn
 _TOLERANCE = 1e-4  # of a score: the batch that a query shares changes rounding
-_SAMPLE_INTERVAL = 1.0  # seconds
 # Memory is judged after this share of the run: first, caches fill and the allocator grows.
 _WARM_UP = 1 / 3
-_WINDOW = 1 / 5  # of the run: its first and its last part are compared for latency
-# Printed, so that a slow minute can be told from a server that gets slower.
-_TENTHS = [(tenth / 10, (tenth + 1) / 10) for tenth in range(10)]
 _FLAT = 16.0  # MB that a process may grow by over the judged part of the run
+_COMPARED = 1 / 5  # of the run: its first and its last part are compared for latency
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ class Soak:
     started: float = field(default_factory=time.monotonic)
     # One (2 * answers,) per client: when, latency, when, latency, ... in seconds.
     timings: list[array] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def search_until_the_end(self, seed: int) -> None:
         """One client; ends when the time is up."""
@@ -79,37 +77,24 @@ class Soak:
             try:
                 ids, scores = self.client.search([question.pixels])
             except TritonError as error:
-                self.errors.append(str(error))
+                self.problems.append(f"error: {error}")
                 continue
             now = time.monotonic() - self.started
             timings.extend((now, now - begin))
             if int(ids[0, 0]) not in question.best_ids or not np.allclose(
                 scores[0], question.scores, rtol=0, atol=_TOLERANCE
             ):
-                self.wrong.append(f"{ids[0, :3]} is not one of {sorted(question.best_ids)}")
+                self.problems.append(f"wrong: {ids[0, :3]}, not {sorted(question.best_ids)}")
 
-    @property
-    def answers(self) -> np.ndarray:
-        """(n, 2) seconds: time since the start, and latency."""
-        return np.concatenate([np.asarray(part) for part in self.timings]).reshape(-1, 2)
+    def latencies(self, begin: float = 0, end: float = 1) -> np.ndarray:
+        """Milliseconds of the answers in a part of the run; 0 is its start, 1 its end."""
+        when, latency = np.concatenate(self.timings).reshape(-1, 2).T
+        return 1e3 * latency[(when >= begin * self.seconds) & (when < end * self.seconds)]
 
     def p99(self, begin: float, end: float) -> float:
-        """99th percentile of the latency, in milliseconds, of answers in a part of the run.
-
-        Parameters
-        ----------
-        begin, end : 0 is the start of the run, 1 its end
-        """
-        part = self._latencies(begin, end)
-        return 1e3 * float(np.percentile(part, 99)) if len(part) else float("nan")
-
-    def rate(self, begin: float, end: float) -> float:
-        """Answers a second in a part of the run, given as for `p99`."""
-        return len(self._latencies(begin, end)) / ((end - begin) * self.seconds)
-
-    def _latencies(self, begin: float, end: float) -> np.ndarray:
-        when, latency = self.answers.T
-        return latency[(when >= begin * self.seconds) & (when < end * self.seconds)]
+        """99th percentile of `latencies`."""
+        part = self.latencies(begin, end)
+        return float(np.percentile(part, 99)) if len(part) else float("nan")
 
 
 def main() -> int:
@@ -140,7 +125,12 @@ def main() -> int:
     memory = _watch_memory(processes, soak)
     for thread in threads:
         thread.join()
-    return _report(soak, memory, _processes(port) == processes, options.p99_tolerance)
+    problems = _report_latency(soak, options.p99_tolerance) + _report_memory(soak, memory)
+    if _processes(port) != processes:
+        problems.append("a process of the server died during the run")
+    for problem in problems:
+        print(f"soak: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def ask_beforehand(client: Client, gallery: Gallery, seed: int = 0) -> list[Question]:
@@ -164,76 +154,56 @@ def ask_beforehand(client: Client, gallery: Gallery, seed: int = 0) -> list[Ques
     return questions
 
 
-def _processes(http_port: int) -> dict[str, int]:
-    """Process ids by role: the server, one process per model, and this one."""
+def _processes(http_port: int) -> dict[str, psutil.Process]:
+    """By role: the server, one process per model, and this one."""
     found = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        pid = int(path.parent.name)
-        if f"--http-port={http_port}" in command:
-            found["tritonserver"] = pid
-        elif command[0].endswith("triton_python_backend_stub") and any(
-            f"_{http_port}_" in argument for argument in command
-        ):
-            found[Path(command[1]).parent.parent.name] = pid
-    return {**dict(sorted(found.items())), "clients": os.getpid()} if found else {}
+    for process in server_processes(http_port):
+        command = process.cmdline()
+        is_model = command[0].endswith("triton_python_backend_stub")
+        found[Path(command[1]).parent.parent.name if is_model else "tritonserver"] = process
+    return {**dict(sorted(found.items())), "clients": psutil.Process()} if found else {}
 
 
-def _watch_memory(processes: dict[str, int], soak: Soak) -> dict[str, list[tuple[float, float]]]:
-    """Samples (seconds, megabytes) of each process's own memory until the run ends."""
+def _watch_memory(processes: dict[str, psutil.Process], soak: Soak) -> dict[str, np.ndarray]:
+    """Samples (n, 2), seconds and megabytes, of each process's memory until the run ends."""
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in processes}
     while (now := time.monotonic() - soak.started) < soak.seconds:
-        for name, pid in processes.items():
-            try:
-                status = Path(f"/proc/{pid}/status").read_text()
-            except OSError:
-                continue
-            kilobytes = sum(
-                int(status.partition(f"{kind}:")[2].split()[0]) for kind in ("RssAnon", "RssShmem")
-            )
-            samples[name].append((now, kilobytes / 1024))
-        time.sleep(_SAMPLE_INTERVAL)
-    return samples
+        for name, process in processes.items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                samples[name].append((now, process.memory_info().rss / 2**20))
+        time.sleep(1)
+    return {name: np.array(of_process) for name, of_process in samples.items()}
 
 
-def _report(
-    soak: Soak,
-    memory: dict[str, list[tuple[float, float]]],
-    same_processes: bool,
-    p99_tolerance: float,
-) -> int:
-    problems = []
-    print(f"{len(soak.answers):,} answers in {soak.seconds / 60:g} min "
-          f"({len(soak.answers) / soak.seconds:.0f} a second), {len(soak.errors)} errors, "
-          f"{len(soak.wrong)} wrong")  # fmt: skip
-    problems += [f"error: {message}" for message in dict.fromkeys(soak.errors)]
-    problems += soak.wrong[:5]
-    if not same_processes:
-        problems.append("a process of the server died during the run")
+def _report_latency(soak: Soak, p99_tolerance: float) -> list[str]:
+    answers = len(soak.latencies())
+    rate = answers / soak.seconds
+    print(f"{answers:,} answers in {soak.seconds / 60:g} min ({rate:.0f} a second), "
+          f"{len(soak.problems)} failed or wrong")  # fmt: skip
+    # Printed, so that a slow minute can be told from a server that gets slower.
+    tenths = [(tenth / 10, (tenth + 1) / 10) for tenth in range(10)]
+    rates = [10 * len(soak.latencies(*tenth)) / soak.seconds for tenth in tenths]
+    print("each tenth: answers a second " + " ".join(f"{rate:6.1f}" for rate in rates))
+    print("            p99 in ms        " + " ".join(f"{soak.p99(*t):6.1f}" for t in tenths))
+    first, last = soak.p99(0.02, 0.02 + _COMPARED), soak.p99(1 - _COMPARED, 1)
+    print(f"p99 {first:.1f} ms at the start, {last:.1f} ms at the end ({last / first - 1:+.0%})")
+    problems = list(dict.fromkeys(soak.problems))
+    if not last <= (1 + p99_tolerance) * first:
+        problems.append(f"p99 rose by more than {p99_tolerance:.0%}")
+    return problems
+
+
+def _report_memory(soak: Soak, memory: dict[str, np.ndarray]) -> list[str]:
     judged = (1 - _WARM_UP) * soak.seconds
+    problems = []
     for name, samples in memory.items():
-        late = np.array([sample for sample in samples if sample[0] >= _WARM_UP * soak.seconds])
-        slope = np.polyfit(late[:, 0], late[:, 1], 1)[0] if len(late) > 1 else 0.0
-        print(f"{name:18} {samples[0][1]:6.0f} MB at the start, {samples[-1][1]:6.0f} at the end, "
+        late = samples[samples[:, 0] >= _WARM_UP * soak.seconds]
+        slope = np.polyfit(*late.T, 1)[0] if len(late) > 1 else 0.0
+        print(f"{name:18} {samples[0, 1]:6.0f} MB at the start, {samples[-1, 1]:6.0f} at the end, "
               f"slope {3600 * slope:+7.1f} MB/hour")  # fmt: skip
         if slope * judged > _FLAT:
             problems.append(f"{name} grew by {slope * judged:.0f} MB in {judged / 60:.1f} min")
-    print(f"each tenth: answers a second {_row(soak.rate(*part) for part in _TENTHS)}")
-    print(f"            p99 in ms        {_row(soak.p99(*part) for part in _TENTHS)}")
-    first, last = soak.p99(0.02, 0.02 + _WINDOW), soak.p99(1 - _WINDOW, 1)
-    print(f"p99 {first:.1f} ms at the start, {last:.1f} ms at the end ({last / first - 1:+.0%})")
-    if not last <= (1 + p99_tolerance) * first:
-        problems.append(f"p99 rose by more than {p99_tolerance:.0%}")
-    for problem in problems:
-        print(f"soak: {problem}", file=sys.stderr)
-    return 1 if problems else 0
-
-
-def _row(figures: Iterable[float]) -> str:
-    return " ".join(f"{figure:6.1f}" for figure in figures)
+    return problems
 
 
 def _parse() -> argparse.Namespace:
@@ -243,12 +213,12 @@ def _parse() -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--url", default=f"http://127.0.0.1:{port}", help="Triton's HTTP endpoint")
-    parser.add_argument("--output-dir", type=Path, default=folder, help="of the served build")
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--p99-tolerance", type=float, default=0.2, metavar="SHARE",
-                        help="that p99 may rise by from start to end")  # fmt: skip
+    add = parser.add_argument
+    add("--url", default=f"http://127.0.0.1:{port}", help="Triton's HTTP endpoint")
+    add("--output-dir", type=Path, default=folder, help="of the served build")
+    add("--minutes", type=float, default=30)
+    add("--clients", type=int, default=32)
+    add("--p99-tolerance", type=float, default=0.2, metavar="SHARE", help="that p99 may rise by")
     return parser.parse_args()
 
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from reverse_image_search.benchmark.load_generator import SCENARIOS, TwoCalls
+from reverse_image_search.benchmark.load_generator import SCENARIOS
 from reverse_image_search.benchmark.query_tensors import query_tensors
 from reverse_image_search.benchmark.report import compute_ratios, median_row
 from reverse_image_search.gallery import (
@@ -27,28 +27,26 @@ def split_request(request: bytes) -> tuple[bytes, dict, bytes]:
 
 
 def test_a_search_in_two_calls_hands_the_embedding_on():
-    scenario = TwoCalls("localhost:8000", IMAGES)
+    scenario = SCENARIOS["two_calls"]
     embedding = np.linspace(-1, 1, 64, dtype=np.float32).tobytes()
     answer = b'{"outputs":[]}' + embedding
     head = b"HTTP/1.1 200 OK\r\nInference-Header-Content-Length: 14\r\nContent-Length: 270\r\n"
 
-    line, header, binary = split_request(scenario.first_requests[1])
+    line, header, binary = split_request(scenario.first(IMAGES[1:]))
     assert line == b"POST /v2/models/image_encoder/infer HTTP/1.1"
     assert header["inputs"][0]["shape"] == [1, 3, 28, 20]
     assert binary == IMAGES[1].tobytes()
 
-    line, header, binary = split_request(scenario.next_request(0, head, answer))
+    line, header, binary = split_request(scenario.second(head, answer))
     assert line == b"POST /v2/models/vector_similarity/infer HTTP/1.1"
     assert header["inputs"][0]["shape"] == [1, 64]
     assert binary == embedding
 
-    assert scenario.next_request(1, head, answer) is None
-
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_requests_differ_from_image_to_image(name):
-    scenario = SCENARIOS[name]("localhost:8000", IMAGES)
-    assert len(set(scenario.first_requests)) == len(IMAGES)
+    requests = {SCENARIOS[name].first(image[None]) for image in IMAGES}
+    assert len(requests) == len(IMAGES)
 
 
 @pytest.mark.parametrize("has_queries", [True, False])

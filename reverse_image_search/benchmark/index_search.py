@@ -1,0 +1,110 @@
+"""The exact index in galleries of growing size, next to FAISS' `IndexFlatIP`; one thread each.
+
+    python -m reverse_image_search.benchmark.index_search --output-dir .
+
+Real embeddings of the build, repeated with noise beyond its size, so that neighborhoods stay real.
+Each size is measured in a process of its own, which bounds the memory and shows its peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import psutil
+import torch
+
+from reverse_image_search.benchmark.in_process import build_embeddings
+from reverse_image_search.benchmark.measurements import describe_machine
+from reverse_image_search.indexes.exact import ExactIndex
+from reverse_image_search.layout import MODEL_FILENAME
+from reverse_image_search.serving.export import load_torchscript, write_model_files
+
+_NOISE = 0.02  # standard deviation, per component of a unit vector
+_TOP_K = 100
+_BATCH_SIZES = (1, 8, 32)
+_SECONDS = 1.0  # that each batch size is measured for, at least
+
+
+def measure(embeddings: np.ndarray, queries: np.ndarray, size: int) -> dict:
+    """Both indexes on a gallery of `size`.
+
+    Parameters
+    ----------
+    embeddings, queries : (N, D) and (n, D) float32, unit length
+
+    Returns
+    -------
+    gallery; exact_ms and faiss_ms of a call by batch size; score_difference, the largest;
+    load_seconds, memory_mb and file_mb of the exact index
+    """
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    gallery = np.resize(embeddings, (size, embeddings.shape[1]))
+    generator = np.random.default_rng(0)
+    for start in range(len(embeddings), size, len(embeddings)):
+        part = gallery[start : start + len(embeddings)]
+        part += _NOISE * generator.standard_normal(part.shape, np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "1" / MODEL_FILENAME
+        index = ExactIndex(torch.from_numpy(gallery), torch.arange(size), _TOP_K)
+        write_model_files({path.name: index}, path.parent, input_ndim=2)
+        del index
+        before, start = psutil.Process().memory_info().rss, time.perf_counter()
+        exact = load_torchscript(path)
+        row = {
+            "gallery": size,
+            "load_seconds": time.perf_counter() - start,
+            "memory_mb": (psutil.Process().memory_info().rss - before) / 1e6,
+            "file_mb": path.stat().st_size / 1e6,
+        }
+    peer = faiss.IndexFlatIP(gallery.shape[1])
+    peer.add(gallery / np.linalg.norm(gallery, axis=1, keepdims=True))
+    exact_ms, faiss_ms, difference = {}, {}, 0.0
+    for batch_size in _BATCH_SIZES:
+        times: list[tuple[float, float]] = []
+        begin = time.perf_counter()
+        while len(times) < 8 or time.perf_counter() < begin + _SECONDS:
+            first = len(times) * batch_size % (len(queries) - batch_size + 1)
+            batch = queries[first : first + batch_size]
+            start = time.perf_counter()
+            expected, _ = peer.search(batch, _TOP_K)
+            between = time.perf_counter()
+            with torch.inference_mode():
+                _, scores = exact(torch.from_numpy(batch))
+            times.append((between - start, time.perf_counter() - between))
+            difference = max(difference, float(np.abs(scores.numpy() - expected).max()))
+        medians = 1e3 * np.median(times[3:], axis=0)  # three warm up
+        faiss_ms[batch_size], exact_ms[batch_size] = medians.tolist()
+    return row | {"exact_ms": exact_ms, "faiss_ms": faiss_ms, "score_difference": difference}
+
+
+def main() -> int:
+    """Print a row per size as JSON; draw them with --plot."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--output-dir", type=Path, required=True, help="of a build")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[60_000, 600_000, 6_000_000])
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    embeddings, queries = build_embeddings(options.output_dir)
+    rows = []
+    for size in options.sizes:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows.append(pool.apply(measure, (embeddings, queries, size)))
+        print(json.dumps(rows[-1]), flush=True)
+    if options.plot:
+        from reverse_image_search.benchmark.plot import plot_growth
+
+        plot_growth(rows, describe_machine(), options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,7 +27,6 @@ _OUTPUT_DIR = "BENCHMARK_OUTPUT_DIR"  # an environment variable, for the worker 
 
 def make_app() -> FastAPI:
     """The models behind one endpoint, run in a thread beside the event loop."""
-    torch.set_num_threads(1)
     encoder, similarity = load_models(Path(os.environ[_OUTPUT_DIR]))
     thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
     app = FastAPI()
@@ -50,9 +48,8 @@ def make_app() -> FastAPI:
     return app
 
 
-def main() -> int:
-    """Serve until stopped."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=make_app.__doc__)
     parser.add_argument("--output-dir", required=True)
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()
@@ -68,8 +65,3 @@ def main() -> int:
         access_log=False,
         log_level="warning",
     )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

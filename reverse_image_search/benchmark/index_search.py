@@ -59,15 +59,14 @@ def measure(embeddings: np.ndarray, queries: np.ndarray, size: int) -> dict:
         del index
         before, start = psutil.Process().memory_info().rss, time.perf_counter()
         exact = load_torchscript(path)
-        row = {
-            "gallery": size,
-            "load_seconds": time.perf_counter() - start,
-            "memory_mb": (psutil.Process().memory_info().rss - before) / 1e6,
-            "file_mb": path.stat().st_size / 1e6,
-        }
+        load_seconds = time.perf_counter() - start
+        memory_mb = (psutil.Process().memory_info().rss - before) / 1e6
+        file_mb = path.stat().st_size / 1e6
     peer = faiss.IndexFlatIP(gallery.shape[1])
     peer.add(gallery / np.linalg.norm(gallery, axis=1, keepdims=True))
-    exact_ms, faiss_ms, difference = {}, {}, 0.0
+    exact_ms: dict[int, float] = {}
+    faiss_ms: dict[int, float] = {}
+    difference = 0.0
     for batch_size in _BATCH_SIZES:
         times: list[tuple[float, float]] = []
         begin = time.perf_counter()
@@ -83,7 +82,15 @@ def measure(embeddings: np.ndarray, queries: np.ndarray, size: int) -> dict:
             difference = max(difference, float(np.abs(scores.numpy() - expected).max()))
         medians = 1e3 * np.median(times[3:], axis=0)  # three warm up
         faiss_ms[batch_size], exact_ms[batch_size] = medians.tolist()
-    return row | {"exact_ms": exact_ms, "faiss_ms": faiss_ms, "score_difference": difference}
+    return {
+        "gallery": size,
+        "exact_ms": exact_ms,
+        "faiss_ms": faiss_ms,
+        "score_difference": difference,
+        "load_seconds": load_seconds,
+        "memory_mb": memory_mb,
+        "file_mb": file_mb,
+    }
 
 
 def main() -> int:

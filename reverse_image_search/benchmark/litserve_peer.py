@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import sys
 from pathlib import Path
 
 import litserve
@@ -20,25 +19,23 @@ from torch import Tensor
 
 from reverse_image_search.benchmark.in_process import load_models
 
-_BATCH_SIZE = 32
-_BATCH_DELAY = 0.002  # seconds that a batch waits for more requests
 _PROCESSES = 2  # of one thread each; the machine that this was tuned on has two processors
 
 
 class Search(litserve.LitAPI):
-    """Both models, one after the other, on a batch of images."""
+    """Both models, one after the other, on batches of up to 32 that wait 2 ms for more."""
 
     def __init__(self, output_dir: Path) -> None:
-        super().__init__(max_batch_size=_BATCH_SIZE, batch_timeout=_BATCH_DELAY)
+        super().__init__(max_batch_size=32, batch_timeout=0.002)
         self._output_dir = output_dir
 
-    def setup(self, _device: str) -> None:
+    def setup(self, device: str) -> None:
         """Load the models, once in each worker."""
         torch.set_num_threads(1)
         self._encoder, self._similarity = load_models(self._output_dir)
 
     def decode_request(self, request: dict) -> Tensor:
-        """Pixels of one image."""
+        """Pixels of one image, (3, height, width)."""
         pixels = np.frombuffer(base64.b64decode(request["pixels"]), np.float32)
         return torch.from_numpy(pixels.reshape(3, -1, request["width"]).copy())
 
@@ -46,10 +43,10 @@ class Search(litserve.LitAPI):
         """Images of one batch."""
         return torch.stack(inputs)
 
-    def predict(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Ids and scores of a batch."""
         with torch.inference_mode():
-            return self._similarity(self._encoder(pixels))
+            return self._similarity(self._encoder(x))
 
     def unbatch(self, output: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Ids and scores of each image."""
@@ -61,18 +58,11 @@ class Search(litserve.LitAPI):
         return {"answer": base64.b64encode(ids.numpy().tobytes() + scores.numpy().tobytes())}
 
 
-def main() -> int:
-    """Serve until stopped."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=Search.__doc__)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()
-    server = litserve.LitServer(
-        Search(options.output_dir), accelerator="cpu", workers_per_device=_PROCESSES
-    )
+    api = Search(options.output_dir)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=_PROCESSES)
     server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -74,7 +74,7 @@ def _pass_json_on(_head: bytes, body: bytes) -> bytes:
 
 
 def _base64(pixels: np.ndarray) -> bytes:
-    content = {"pixels": base64.b64encode(pixels).decode(), "width": pixels.shape[3]}
+    content = {"pixels": base64.b64encode(pixels.tobytes()).decode(), "width": pixels.shape[3]}
     return _post("/predict", json.dumps(content).encode(), "Content-Type: application/json")
 
 

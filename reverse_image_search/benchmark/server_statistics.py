@@ -63,9 +63,10 @@ def statistics_between(before: dict[str, dict], after: dict[str, dict]) -> dict[
 def server_processes(port: int) -> list[psutil.Process]:
     """The processes that listen on `port`, and their descendants."""
     connections = psutil.net_connections("tcp")
-    pids = {c.pid for c in connections if c.status == psutil.CONN_LISTEN and c.laddr.port == port}
-    listening = [psutil.Process(pid) for pid in pids if pid]
-    return list({*listening, *(c for p in listening for c in p.children(recursive=True))})
+    listening = [each for each in connections if each.status == psutil.CONN_LISTEN]
+    pids = {each.pid for each in listening if each.laddr and each.laddr.port == port}
+    servers = [psutil.Process(pid) for pid in pids if pid]
+    return list({*servers, *(c for each in servers for c in each.children(recursive=True))})
 
 
 def server_cpu_seconds(port: int) -> float:

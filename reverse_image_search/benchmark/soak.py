@@ -198,7 +198,7 @@ def _report_memory(soak: Soak, memory: dict[str, np.ndarray]) -> list[str]:
     problems = []
     for name, samples in memory.items():
         late = samples[samples[:, 0] >= _WARM_UP * soak.seconds]
-        slope = np.polyfit(*late.T, 1)[0] if len(late) > 1 else 0.0
+        slope = np.polyfit(late[:, 0], late[:, 1], 1)[0] if len(late) > 1 else 0.0
         print(f"{name:18} {samples[0, 1]:6.0f} MB at the start, {samples[-1, 1]:6.0f} at the end, "
               f"slope {3600 * slope:+7.1f} MB/hour")  # fmt: skip
         if slope * judged > _FLAT:

@@ -25,6 +25,8 @@ IDS = np.arange(3, 93, 3)  # with gaps, as after removals
 class StubClient:
     """Embeds an image as the shares of its brightness in 16 squares, and searches exactly."""
 
+    url = "http://stub"
+
     def __init__(self, gallery: Gallery, top_k: int) -> None:
         self._ids, self._embeddings = gallery.embeddings()
         self._parameters = {"encoder_id": gallery.encoder_id}

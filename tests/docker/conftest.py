@@ -23,7 +23,14 @@ from tests.docker.containers import (
     docker,
     left_behind,
 )
-from tests.running import BIN, BUILD_TIMEOUT, script_environment, skip_or_fail, wait_until
+from tests.running import (
+    BIN,
+    BUILD_TIMEOUT,
+    REPO_ROOT,
+    script_environment,
+    skip_or_fail,
+    wait_until,
+)
 
 HERE = Path(__file__).resolve().parent
 OUR_IMAGES = ("reverse_image_search-app", "reverse_image_search-build")
@@ -58,6 +65,13 @@ def stand_in_images(engine: None) -> Iterator[None]:
         if "reverse_image_search.stand_in" in docker("image", "inspect", image, check=False):
             docker("rmi", "--no-prune", image)
     subprocess.run([*command, "--remove"], check=True)
+
+
+@pytest.fixture(scope="session")
+def app_image(stand_in_images: None) -> None:
+    """The app's image, built while the registry of packages is in reach."""
+    dockerfile = REPO_ROOT / "reverse_image_search" / "Dockerfile"
+    docker("build", "--target", "app", "--tag", OUR_IMAGES[0], "--file", dockerfile, REPO_ROOT)
 
 
 @pytest.fixture(scope="session")
@@ -103,8 +117,9 @@ def nothing_left() -> Iterator[None]:
 
 
 def answers(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with direct.open(url, timeout=5) as answer:
             return answer.status == 200
     except OSError:
         return False

@@ -25,12 +25,12 @@ GALLERY_SIZE = 2000
 STOP_TIMEOUT = 60  # seconds
 
 
-def docker(*arguments: str, check: bool = True) -> str:
+def docker(*arguments: str | Path, check: bool = True) -> str:
     """Output of a docker command, both streams."""
     result = subprocess.run(
         ["docker", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    assert result.returncode == 0 or not check, f"docker {' '.join(arguments)}: {result.stdout}"
+    assert result.returncode == 0 or not check, f"docker {arguments}: {result.stdout}"
     return result.stdout.strip()
 
 
@@ -78,7 +78,7 @@ def assert_searches_right(url: str, output_dir: Path) -> None:
     """Gallery images find themselves: the one answer that is known beforehand."""
     gallery = open_gallery(output_dir / "gallery")
     picked = [0, GALLERY_SIZE // 2, GALLERY_SIZE - 1]
-    neighbors = Client(url, timeout=60).search(gallery.images[picked])
+    neighbors = Client(url, timeout=60).search(list(gallery.images[picked]))
     assert neighbors.ids[:, 0].tolist() == picked
     assert neighbors.scores[:, 0] == pytest.approx(1, abs=1e-4)
 

@@ -6,6 +6,7 @@ tritonserver from PyPI with this project's Python-based pytorch backend. Each te
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -89,9 +90,24 @@ def ports() -> Ports:
 
 
 @pytest.fixture(scope="module")
-def variables(container_build: ContainerBuild, ports: Ports) -> dict[str, str]:
+def variables(container_build: ContainerBuild, ports: Ports, behind_a_proxy: str) -> dict[str, str]:
     """No RUNTIME among them: a Docker engine answers, so the scripts take docker."""
-    return ports.variables | {"OUTPUT_DIR": str(container_build.output_dir)}
+    return ports.variables | {
+        "OUTPUT_DIR": str(container_build.output_dir),
+        "DOCKER_CONFIG": behind_a_proxy,
+    }
+
+
+@pytest.fixture(scope="module")
+def behind_a_proxy(app_image: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Docker configuration that gives every container a proxy, one that does not answer."""
+    folder = tmp_path_factory.mktemp("docker")
+    proxies = {"httpProxy": "http://127.0.0.1:9", "httpsProxy": "http://127.0.0.1:9"}
+    (folder / "config.json").write_text(json.dumps({"proxies": {"default": proxies}}))
+    plugins = Path(os.environ.get("DOCKER_CONFIG", "~/.docker")).expanduser() / "cli-plugins"
+    if plugins.exists():  # Compose v2 may be one of them
+        (folder / "cli-plugins").symlink_to(plugins)
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +161,13 @@ def test_browser_shows_results_from_stand_in_containers(
 ) -> None:
     text = page_text(app, "similar images out of")
     assert f"Top 20 similar images out of {GALLERY_SIZE:,}" in text
+
+
+@pytest.mark.parametrize("container", [SERVER_CONTAINER, APP_CONTAINER])
+def test_containers_on_stand_in_images_are_healthy_behind_a_proxy(app: str, container: str) -> None:
+    known = inspect(container)
+    assert "HTTP_PROXY=http://127.0.0.1:9" in known["Config"]["Env"]
+    assert known["State"]["Health"]["Status"] == "healthy"
 
 
 @pytest.mark.parametrize("container", [SERVER_CONTAINER, APP_CONTAINER])

@@ -26,7 +26,6 @@ from tests.docker.containers import (
 from tests.running import (
     BIN,
     BUILD_TIMEOUT,
-    REPO_ROOT,
     script_environment,
     skip_or_fail,
     wait_until,
@@ -65,13 +64,6 @@ def stand_in_images(engine: None) -> Iterator[None]:
         if "reverse_image_search.stand_in" in docker("image", "inspect", image, check=False):
             docker("rmi", "--no-prune", image)
     subprocess.run([*command, "--remove"], check=True)
-
-
-@pytest.fixture(scope="session")
-def app_image(stand_in_images: None) -> None:
-    """The app's image, built while the registry of packages is in reach."""
-    dockerfile = REPO_ROOT / "reverse_image_search" / "Dockerfile"
-    docker("build", "--target", "app", "--tag", OUR_IMAGES[0], "--file", dockerfile, REPO_ROOT)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ GALLERY_SIZE = 2000
 STOP_TIMEOUT = 60  # seconds
 
 
-def docker(*arguments: str | Path, check: bool = True) -> str:
+def docker(*arguments: str, check: bool = True) -> str:
     """Output of a docker command, both streams."""
     result = subprocess.run(
         ["docker", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

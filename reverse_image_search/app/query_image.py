@@ -62,8 +62,9 @@ def as_encoder_sees(
     -------
     (height, width) uint8 gray, or (height, width, 3) uint8 RGB
     """
+    height, width = size
     image = Image.fromarray(pixels).convert("L" if grayscale else "RGB")
-    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _object_in(pixels: np.ndarray, background: np.ndarray) -> np.ndarray:

@@ -157,8 +157,6 @@ class Client:
     def _infer(self, model: contract.ModelSpec, batches: list[np.ndarray]) -> list[np.ndarray]:
         """Outputs of `model`, the batches' answers joined."""
         answers = [self._infer_batch(model, batch) for batch in batches]
-        if len(answers) == 1:
-            return answers[0]
         try:
             return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
         except ValueError as error:

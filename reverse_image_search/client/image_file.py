@@ -165,7 +165,7 @@ def _decode(data: bytes, file_format: str) -> Photo:
         if _orientation(image) != 1:
             notes.append("The image was turned upright, as its EXIF orientation says.")
         upright = _upright(image)
-    if upright.mode == "RGBA" and upright.getextrema()[3][0] < 255:
+    if upright.mode == "RGBA" and upright.getchannel("A").getextrema() != (255, 255):
         notes.append("Transparent parts were filled with black or white.")
     return Photo(np.asarray(_opaque(upright)), size, tuple(notes))
 
@@ -193,8 +193,8 @@ def _upright(image: Image.Image) -> Image.Image:
     image = _with_plain_values(image)
     scale = MAX_SIDE / max(image.size)
     if scale < 1:
-        size = [max(1, round(side * scale)) for side in image.size]
-        image = image.resize(size, Image.Resampling.BOX)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BOX)
     if orientation in _TRANSPOSITIONS:
         image = image.transpose(_TRANSPOSITIONS[orientation])
     return image
@@ -218,8 +218,9 @@ def _with_plain_values(image: Image.Image) -> Image.Image:
             return gray
         gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
         return gray.convert("RGBA")
-    if image.mode == "RGBA" and image.format == "BMP" and image.getextrema()[3] == (0, 0):
-        return image.convert("RGB")  # programs that do not know of transparency leave it at 0
+    # Programs that do not know of transparency leave it at 0 in a BMP file.
+    if image.mode == "RGBA" and image.format == "BMP" and not image.getchannel("A").getbbox():
+        return image.convert("RGB")
     if image.has_transparency_data:
         return image.convert("RGBA")
     return image.convert({"P": "RGB", "1": "L"}.get(image.mode, image.mode))

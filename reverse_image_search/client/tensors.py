@@ -31,7 +31,7 @@ def to_tensors(images: Any) -> list[np.ndarray]:
     """
     if isinstance(images, bytes):
         raise TypeError("an image must be a path, a Pillow image or an array, got bytes")
-    if not isinstance(images, Image.Image) and hasattr(images, "__array__"):
+    if _is_array(images):
         images = np.asarray(images)
         if (
             images.dtype == np.uint8
@@ -46,6 +46,10 @@ def to_tensors(images: Any) -> list[np.ndarray]:
     if not tensors:
         raise ValueError("there are no images to embed")
     return tensors
+
+
+def _is_array(images: object) -> bool:
+    return hasattr(images, "__array__") and not isinstance(images, Image.Image)
 
 
 def _is_one_image(images: object) -> bool:

@@ -23,7 +23,13 @@ from tests.docker.containers import (
     docker,
     left_behind,
 )
-from tests.running import BIN, BUILD_TIMEOUT, script_environment, skip_or_fail, wait_until
+from tests.running import (
+    BIN,
+    BUILD_TIMEOUT,
+    script_environment,
+    skip_or_fail,
+    wait_until,
+)
 
 HERE = Path(__file__).resolve().parent
 OUR_IMAGES = ("reverse_image_search-app", "reverse_image_search-build")
@@ -103,8 +109,9 @@ def nothing_left() -> Iterator[None]:
 
 
 def answers(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with direct.open(url, timeout=5) as answer:
             return answer.status == 200
     except OSError:
         return False

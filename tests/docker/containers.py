@@ -31,7 +31,7 @@ def docker(*arguments: str, check: bool = True) -> str:
     result = subprocess.run(
         ["docker", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    assert result.returncode == 0 or not check, f"docker {' '.join(arguments)}: {result.stdout}"
+    assert result.returncode == 0 or not check, f"docker {arguments}: {result.stdout}"
     return result.stdout.strip()
 
 

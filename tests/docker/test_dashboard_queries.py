@@ -35,12 +35,17 @@ def name_and_labels(query: str) -> tuple[set[str], set[str]]:
     return set(re.findall(r"\bnv_\w+", query)), labels
 
 
+def read(url: str) -> str:
+    """The text at a loopback address, which no proxy should be asked for."""
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url) as answer:
+        return answer.read().decode()
+
+
 @pytest.fixture(scope="module")
 def metrics(triton: Triton, client: Client) -> dict[str, set[str]]:
     """Label names of each metric that the server shows, after a search."""
     client.search(np.zeros((4, 28, 28), np.uint8))
-    with urllib.request.urlopen(f"http://127.0.0.1:{triton.metrics_port}/metrics") as answer:
-        text = answer.read().decode()
+    text = read(f"http://127.0.0.1:{triton.metrics_port}/metrics")
     found: dict[str, set[str]] = {}
     for name, labels in re.findall(r"^(\w+)(?:\{(.*)\})? ", text, re.MULTILINE):
         found.setdefault(name, set()).update(re.findall(r'(\w+)="', labels))
@@ -89,8 +94,7 @@ def ask(prometheus: str, query: str) -> list[dict]:
     """Result of an instant query, as Grafana would ask it of the last minute."""
     query = query.replace("$__rate_interval", "1m")
     url = f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    with urllib.request.urlopen(url) as answer:
-        return json.load(answer)["data"]["result"]
+    return json.loads(read(url))["data"]["result"]
 
 
 def test_prometheus_answers_every_query_with_the_traffic_that_there_was(

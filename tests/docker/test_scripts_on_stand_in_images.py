@@ -148,6 +148,16 @@ def test_browser_shows_results_from_stand_in_containers(
 
 
 @pytest.mark.parametrize("container", [SERVER_CONTAINER, APP_CONTAINER])
+def test_health_checks_on_stand_in_images_ask_no_proxy(app: str, container: str) -> None:
+    """Docker's configuration may give every container one."""
+    no_proxy_there = "http://127.0.0.1:9"
+    proxies = [f"--env={name}={no_proxy_there}" for name in ("HTTP_PROXY", "http_proxy")]
+    kind, *check = inspect(container)["Config"]["Healthcheck"]["Test"]
+    assert kind == "CMD"
+    docker("exec", *proxies, container, *check)
+
+
+@pytest.mark.parametrize("container", [SERVER_CONTAINER, APP_CONTAINER])
 def test_containers_on_stand_in_images_are_closed(app: str, container: str) -> None:
     known = inspect(container)
     host = known["HostConfig"]

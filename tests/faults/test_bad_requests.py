@@ -255,7 +255,7 @@ class TestValuesOutOfRange:
         )
 
         np.testing.assert_array_equal(scores, 0)
-        np.testing.assert_array_equal(ids[0], np.arange(ids.shape[1]))
+        assert (np.diff(ids[0]) > 0).all(), "ties by rising id"
 
     def test_a_value_that_is_not_finite_leaves_the_others_as_they_are(self, victim, known_queries):
         client = Client(victim.url)

@@ -28,10 +28,10 @@ def settings(small_build: Path, ports: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture
-def copy_repository() -> Callable[[Path], Path]:
+def copy_repository() -> Callable[..., Path]:
     """``copy_repository(folder)``: what a user clones, with a .venv that has the packages."""
 
-    def copy(folder: Path) -> Path:
+    def copy(folder: Path, python: str = sys.executable) -> Path:
         folder.mkdir(parents=True)
         for name in ("reverse_image_search", ".streamlit"):
             shutil.copytree(
@@ -42,7 +42,7 @@ def copy_repository() -> Callable[[Path], Path]:
         for path in REPO_ROOT.glob("requirements*.txt"):
             shutil.copy(path, folder)
         venv = folder / ".venv"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+        subprocess.run([python, "-m", "venv", "--without-pip", venv], check=True)
         packages = venv / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
         (packages / "clone.pth").write_text(f"{folder}\n")
         shared = [path for path in map(Path, sys.path) if path.name == "site-packages"]

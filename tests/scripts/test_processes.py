@@ -10,7 +10,6 @@ import socket
 import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tests.running import (
     BIN,
     REPO_ROOT,
     START_TIMEOUT,
+    answers,
     descendants,
     is_running,
     processes_naming,
@@ -75,14 +75,6 @@ def press_ctrl_c(process: subprocess.Popen) -> int:
 def all_gone(family: set[int]) -> None:
     """Whether they ended; killed processes take a moment to give their memory back."""
     wait_until(lambda: not any(map(is_running, family)), f"{family} gone", timeout=20)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return response.status == 200
-    except OSError:
-        return False
 
 
 def search_works(url: str, output_dir: Path) -> bool:

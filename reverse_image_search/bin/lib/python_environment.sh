@@ -39,8 +39,9 @@ make_venv() {
   local python venv="$REPO_ROOT/.venv"
   python="$(find_python)"
   if [[ -e $venv || -L $venv ]]; then
-    echo "The Python environment in .venv does not work, or is not of Python 3.11 to 3.13. Making it anew."
-    rm -rf "$venv" || die "$venv cannot be removed: it belongs to $(owner_of "$venv")."
+    rm -rf "$venv" 2>/dev/null ||
+      die "$venv cannot be removed: it belongs to $(owner_of "$venv")."
+    echo "The Python environment in .venv did not work, or was not of Python 3.11 to 3.13."
   fi
   echo "Making .venv with $("$python" -I --version) ..."
   if ! "$python" -I -m venv "$venv"; then

@@ -42,6 +42,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        self.server.before_reading()
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         status, body, headers = self.server.answer(self)
         self.server.requests.append((self.path, self.client_address))
@@ -74,6 +75,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer = answer
         self.requests: list[tuple[str, tuple[str, int]]] = []
+        self.before_reading: Callable[[], object] = lambda: None
         if tls:
             self.socket = tls.wrap_socket(self.socket, server_side=True)
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -133,13 +135,10 @@ def first_pixel(handler: Handler) -> tuple[int, bytes, dict[str, str]]:
     return inference(handler.question["id"], OUTPUT__0=handler.pixels[:1, None])
 
 
-def gray_image(value: int) -> np.ndarray:
-    return np.full((1, 2, 2), value, np.uint8)
-
-
-def ask(client: Client, value: int) -> int:
+def ask(client: Client, value: int, side: int = 2) -> int:
     """What `first_pixel` answers to an image of this gray value: the value again."""
-    return round(255 * float(client.embed(gray_image(value))[0, 0]))
+    image = np.full((side, side), value, np.uint8)
+    return round(255 * float(client.embed([image])[0, 0]))
 
 
 @pytest.mark.parametrize("shape", [(128,), (0, 128), (1, 1, 128)])
@@ -246,6 +245,7 @@ def test_a_binary_answer_is_read():
         answer = Client(server.address, timeout=30).embed(ONE_IMAGE)
 
     np.testing.assert_array_equal(answer, embeddings)
+    answer *= 2  # the caller's own
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (1,), (1, 1, 2)])
@@ -419,32 +419,36 @@ client = Client(sys.argv[1], timeout=30)
 assert ask(client, 1) == 1
 print("asking", flush=True)
 try:
-    print(ask(client, 2))
+    print(ask(client, 2, side=int(sys.argv[2])))
 except KeyboardInterrupt:
     print("interrupted")
 print(ask(client, 3))
 """
 
 
-def test_after_an_interruption_the_next_answer_is_the_right_one():
-    """What is left of the first answer must not be taken for the second."""
+@pytest.mark.parametrize("side", [2, 1024], ids=["while waiting", "while sending"])
+def test_after_an_interruption_the_next_answer_is_the_right_one(side):
+    """What is left of the first request and its answer must not be taken for the second."""
     asked, interrupted = threading.Event(), threading.Event()
 
-    def answer(handler: Handler):
-        if handler.pixels[0] == np.float32(2 / 255):
+    def stall_second() -> None:
+        if len(server.requests) == 1:
             asked.set()
             interrupted.wait(60)
-        return first_pixel(handler)
 
-    with serving(answer) as server:
+    with serving(first_pixel) as server:
+        server.before_reading = stall_second
         process = subprocess.Popen(
-            [sys.executable, "-c", INTERRUPTED, server.address],
+            [sys.executable, "-c", INTERRUPTED, server.address, str(side)],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             cwd=Path(__file__).parents[3],
         )  # fmt: skip
         try:
             assert asked.wait(60), "the question did not come"
+            time.sleep(0.2 if side > 2 else 0)  # until the buffers are full
             process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+            interrupted.set()
             output, _ = process.communicate(timeout=60)
         finally:
             interrupted.set()

@@ -1,14 +1,18 @@
 import os
 import platform
-import shutil
-import subprocess
+import stat
 import sys
+import tempfile
 
 import pytest
 
+from reverse_image_search.serving import tritonserver_wheel
 from reverse_image_search.serving.supervisor import LocalServerError
-from reverse_image_search.serving.tritonserver_wheel import check_platform, lay_out_backends
-from tests.running import REPO_ROOT
+from reverse_image_search.serving.tritonserver_wheel import (
+    check_platform,
+    lay_out_backends,
+    state_folder,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +54,7 @@ def wheel(tmp_path):
 @pytest.fixture
 def backends(wheel, tmp_path, monkeypatch):
     """``backends()`` lays them out in a repository of the test's own; {name: text} of the files."""
-    module = "reverse_image_search.serving.tritonserver_wheel"
-    monkeypatch.setattr(f"{module}.REPOSITORY_ROOT", tmp_path / "clone")
+    monkeypatch.setattr(tritonserver_wheel, "REPOSITORY_ROOT", tmp_path / "clone")
     (tmp_path / "clone").mkdir()
 
     def lay_out() -> dict:
@@ -86,28 +89,26 @@ def test_a_python_without_a_backend_names_those_that_have_one(wheel, backends):
         backends()
 
 
-def test_a_user_who_may_not_write_gets_a_folder_of_his_own(tmp_path):
+def test_a_user_who_may_not_write_gets_a_folder_of_his_own(tmp_path, monkeypatch):
     """Kubernetes runs containers under any user id, on a code folder that belongs to another."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    tmp_path.chmod(0o777)
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    folder.chmod(0o777)
-    code = (
-        "from reverse_image_search.serving.tritonserver_wheel import *; print(state_folder())\n"
-        "print(oct(state_folder().stat().st_mode & 0o777))"
-    )
-    for parent in (tmp_path, *tmp_path.parents):  # pytest's folders are its user's alone
-        if parent.name.startswith("pytest"):
-            parent.chmod(0o755)
-    result = subprocess.run(
-        [shutil.which("setpriv"), "--reuid", "54321", "--regid", "54321", "--clear-groups",
-         sys.executable, "-c", code],
-        cwd=REPO_ROOT,
-        env={"TMPDIR": str(folder), "PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
+    monkeypatch.setattr(tritonserver_wheel, "REPOSITORY_ROOT", tmp_path / "clone")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    assert result.stdout.split() == [f"{folder}/reverse_image_search-54321", "0o700"], result.stderr
+    folder = state_folder()
+
+    assert folder == tmp_path / f"reverse_image_search-{os.getuid()}"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert state_folder() == folder
+
+
+def test_a_temporary_folder_of_another_user_is_not_used(tmp_path, monkeypatch):
+    """Anyone may make that folder in /tmp first, and put programs into it."""
+    monkeypatch.setattr(tritonserver_wheel, "REPOSITORY_ROOT", tmp_path / "clone")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"reverse_image_search-{os.getuid()}").symlink_to("elsewhere")
+
+    with pytest.raises(LocalServerError, match=r"belongs to another user. Remove it"):
+        state_folder()

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import gevent
 import gevent.ssl
-from gevent.hub import set_hub
+from gevent.hub import set_hub  # type: ignore[attr-defined]  # missing from gevent's types
 from tritonclient.http import InferenceServerClient
 
 _Key = tuple[str, float]  # address, timeout in seconds

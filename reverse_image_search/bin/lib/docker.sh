@@ -78,15 +78,16 @@ start_service() {
     [[ $service != *-gpu ]] || hint=" If GPUS=$GPUS is the reason, use $BIN/start_inference_server_cpu.sh"
     die "Docker could not start the container $container (see above).$hint"
   fi
-  if ((!detach)); then follow_log "$container" & client=$!; fi
+  if ((! detach)); then
+    follow_log "$container" &
+    client=$!
+  fi
   wait_until_healthy "$container"
-  ((!detach)) || trap - EXIT INT TERM HUP
+  ((! detach)) || trap - EXIT INT TERM HUP
 }
 
 # Keeps the script, and with it the container, until Ctrl-C or the container's own end.
-stay() {
-  wait "$client" || true
-}
+stay() { wait "$client" || true; }
 
 wait_until_healthy() {
   local container="$1" problem="" health restarts status
@@ -142,7 +143,6 @@ inspect() {
   docker container inspect --format "$2" "$1" 2>/dev/null || true
 }
 
-# say CONTAINER MESSAGE
 say() {
   local name="${1#reverse_image_search_}"
   printf '%(%H:%M:%S)T %s: %s\n' -1 "${name/triton/tritonserver}" "$2" || true

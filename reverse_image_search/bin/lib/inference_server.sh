@@ -77,7 +77,7 @@ docker_serve() {
   fi
   [[ $BIND_ADDRESS == 127.0.0.1 ]] ||
     echo "Triton will answer anyone who reaches $BIND_ADDRESS, on three ports. It has no login." >&2
-  ((!ensemble)) || export TRITON_ARGUMENTS="--model-repository=/ensemble_repo ${TRITON_ARGUMENTS-}"
+  ((! ensemble)) || export TRITON_ARGUMENTS="--model-repository=/ensemble_repo ${TRITON_ARGUMENTS-}"
   export GPUS="${GPUS:-all}"
   GPUS="${GPUS#device=}"
 

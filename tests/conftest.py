@@ -31,7 +31,7 @@ from tests.running import (
     stop_server,
 )
 
-# Three passes: after one, the embeddings lie so close that many neighbours are ties.
+# Three passes: after one, the embeddings lie so close that many neighbors are ties.
 SMALL_BUILD = ("--limit", "3000", "--epochs", "3")
 PACKAGE = REPO_ROOT / "reverse_image_search"
 # As root in a container; and nothing of the browser's own may reach for the network.

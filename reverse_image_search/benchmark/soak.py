@@ -33,9 +33,9 @@ from reverse_image_search.layout import REPOSITORY_ROOT, START_COMMAND, gallery_
 
 _QUERIES = 256  # different images in turn
 _TOLERANCE = 1e-4  # of a score: the batch that a query shares changes rounding
-# Memory is judged after this share of the run: first, caches fill and the allocator grows.
+# Memory is measured after this share of the run: first, caches fill and the allocator grows.
 _WARM_UP = 1 / 3
-_FLAT = 16.0  # MB that a process may grow by over the judged part of the run
+_FLAT = 16.0  # MB that a process may grow by over the measured part of the run
 _COMPARED = 1 / 5  # of the run: its first and its last part are compared for latency
 
 
@@ -194,15 +194,15 @@ def _report_latency(soak: Soak, p99_tolerance: float) -> list[str]:
 
 
 def _report_memory(soak: Soak, memory: dict[str, np.ndarray]) -> list[str]:
-    judged = (1 - _WARM_UP) * soak.seconds
+    measured = (1 - _WARM_UP) * soak.seconds
     problems = []
     for name, samples in memory.items():
         late = samples[samples[:, 0] >= _WARM_UP * soak.seconds]
         slope = np.polyfit(late[:, 0], late[:, 1], 1)[0] if len(late) > 1 else 0.0
         print(f"{name:18} {samples[0, 1]:6.0f} MB at the start, {samples[-1, 1]:6.0f} at the end, "
               f"slope {3600 * slope:+7.1f} MB/hour")  # fmt: skip
-        if slope * judged > _FLAT:
-            problems.append(f"{name} grew by {slope * judged:.0f} MB in {judged / 60:.1f} min")
+        if slope * measured > _FLAT:
+            problems.append(f"{name} grew by {slope * measured:.0f} MB in {measured / 60:.1f} min")
     return problems
 
 

@@ -22,7 +22,7 @@ MAX_BRIGHTNESS = 0.05  # ... and shifted by up to this much of white
 NOISE = 0.03  # standard deviation, of white
 JPEG_QUALITY = 50
 CROP = 0.8  # of the side; the copy is that much smaller
-OCCLUSION = 8  # pixels, the side of a square of one random grey
+OCCLUSION = 8  # pixels, the side of a square of one random gray
 
 # Shift, rotation, scale, flip, brightness and noise together: what the quality gate measures.
 ALL = "all"
@@ -94,8 +94,8 @@ def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _occlude(images: Tensor, generator: torch.Generator) -> Tensor:
     occluded = images.clone()
-    greys = torch.rand(len(images), 1, 1, 1, generator=generator)
-    _windows(occluded, OCCLUSION, OCCLUSION, generator, fill=greys)
+    grays = torch.rand(len(images), 1, 1, 1, generator=generator)
+    _windows(occluded, OCCLUSION, OCCLUSION, generator, fill=grays)
     return occluded
 
 

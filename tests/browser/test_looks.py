@@ -12,7 +12,7 @@ DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
 def _luminance(page, selector, attribute):
-    """Relative luminance, 0 to 1, of a CSS colour (WCAG 2.2)."""
+    """Relative luminance, 0 to 1, of a CSS color (WCAG 2.2)."""
     channels = page.page.evaluate(
         """([selector, attribute]) => {
             const canvas = new OffscreenCanvas(1, 1).getContext("2d");
@@ -30,7 +30,7 @@ def _luminance(page, selector, attribute):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_follows_the_visitors_colour_scheme_with_enough_contrast(open_page, scheme):
+def test_follows_the_visitors_color_scheme_with_enough_contrast(open_page, scheme):
     page = open_page(color_scheme=scheme)
     background = _luminance(page, "[data-testid=stApp]", "backgroundColor")
     text = _luminance(page, "[data-testid=query-card] .name", "color")

@@ -76,16 +76,16 @@ def test_mirror_swaps_left_and_right(images: np.ndarray):
 
 
 def test_brightness_is_multiplied_and_moved_within_its_range():
-    grey = np.full((500, 28, 28), 100, dtype=np.uint8)
-    values = make_copies(grey, "brightness")[:, 0, 0].astype(float)
+    gray = np.full((500, 28, 28), 100, dtype=np.uint8)
+    values = make_copies(gray, "brightness")[:, 0, 0].astype(float)
     assert 80 - 13 <= values.min() < 85
     assert 115 < values.max() <= 120 + 13
     assert len(np.unique(values)) > 20
 
 
 def test_noise_has_a_deviation_of_3_percent():
-    grey = np.full((50, 28, 28), 128, dtype=np.uint8)
-    noise = make_copies(grey, "noise").astype(float) - 128
+    gray = np.full((50, 28, 28), 128, dtype=np.uint8)
+    noise = make_copies(gray, "noise").astype(float) - 128
     assert noise.std() == pytest.approx(0.03 * 255, rel=0.03)
     assert noise.mean() == pytest.approx(0, abs=0.2)
 

@@ -71,11 +71,11 @@ def test_same_as_plain_loops_with_many_ties(seed: int):
     gallery_labels, query_labels = generator.integers(3, size=60), generator.integers(4, size=25)
     scores = score_category_level(queries, query_labels, gallery, gallery_labels)
     for row, (query, label) in enumerate(zip(queries, query_labels, strict=True)):
-        expected = _same_kind_by_loops(query, label, gallery, gallery_labels)
+        expected = _category_level_by_loops(query, label, gallery, gallery_labels)
         assert {name: values[row] for name, values in scores.items()} == pytest.approx(expected)
 
 
-def _same_kind_by_loops(query, label, gallery, gallery_labels) -> dict[str, float]:
+def _category_level_by_loops(query, label, gallery, gallery_labels) -> dict[str, float]:
     products = [sum(a * b for a, b in zip(query, vector, strict=True)) for vector in gallery]
     ranking = sorted(range(len(gallery)), key=lambda i: (-products[i], i))
     relevant = [gallery_labels[i] == label for i in ranking]

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from reverse_image_search import contract
+from reverse_image_search.serving.model_config import model_config
 from tests.running import BIN, REPO_ROOT, run_script
 
 DOCUMENTS = [
-    path for path in (REPO_ROOT / "README.md", *(REPO_ROOT / "doc").glob("*.md")) if path.exists()
+    REPO_ROOT / "README.md",
+    REPO_ROOT / "CONTRIBUTING.md",
+    *sorted((REPO_ROOT / "doc").rglob("*.md")),
 ]
 SOURCES = [
     path
@@ -24,16 +27,18 @@ SCRIPT = re.compile(r"(?:reverse_image_search/bin|tests/docker)/[\w/]+\.sh")
 TOOLS = Path(sys.executable).parent  # where pip puts ruff and shellcheck
 
 
-@pytest.mark.parametrize(
-    "path", [*DOCUMENTS, *SOURCES], ids=lambda p: str(p.relative_to(REPO_ROOT))
-)
+def relative(path: Path) -> str:
+    return str(path.relative_to(REPO_ROOT))
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *SOURCES], ids=relative)
 def test_scripts_that_are_named_exist(path):
     """In documents and in error messages alike."""
     for name in SCRIPT.findall(path.read_text()):
         assert os.access(REPO_ROOT / name, os.X_OK), f"{path.name} names {name}"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
 def test_flags_that_are_quoted_exist(path):
     """``build_models.sh --limit 5000`` in a document stands in build_models.sh -h."""
     for name, arguments in re.findall(
@@ -46,26 +51,36 @@ def test_flags_that_are_quoted_exist(path):
             assert not missing, f"{path.name}: {name} has no {missing}"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
 def test_files_that_are_linked_exist(path):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
-def python_examples() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (REPO_ROOT / "README.md").read_text(), re.DOTALL)
+def readme_blocks(language: str) -> list[str]:
+    text = (REPO_ROOT / "README.md").read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [code for name, code in blocks if name == language]
 
 
-@pytest.mark.parametrize("number", range(len(python_examples())))
-def test_python_examples_of_the_readme_run(number, triton, query_pixels, tmp_path):
-    Image.fromarray(query_pixels[0]).save(tmp_path / "boot.png")
-    code = python_examples()[number].replace("http://localhost:8000", triton.url)
+PYTHON_BLOCKS = readme_blocks("python")
+# Nothing listens there: a request through it fails.
+DEAD_PROXY = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("proxy", [{}, DEAD_PROXY], ids=["no proxy", "proxy"])
+@pytest.mark.parametrize("number", range(len(PYTHON_BLOCKS)))
+def test_python_in_the_readme_runs(number, proxy, triton, gallery, tmp_path):
+    (query,) = gallery.queries([gallery.query_ids()[0]])
+    (tmp_path / "boot.png").write_bytes(query.thumbnail)
+    code = PYTHON_BLOCKS[number].replace("http://localhost:8000", triton.url)
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
 
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(REPO_ROOT)},
+        env=environment | proxy,
         capture_output=True,
         text=True,
         timeout=120,
@@ -73,6 +88,21 @@ def test_python_examples_of_the_readme_run(number, triton, query_pixels, tmp_pat
 
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
+
+
+def test_configuration_in_the_readme_is_the_default_one():
+    written = model_config(
+        contract.VECTOR_SIMILARITY,
+        embedding_dim=74,
+        top_k=100,
+        example_dims=(74,),
+        parameters={"encoder_id": "ENCODER_ID", "gallery_id": "GALLERY_ID"},
+    )
+    (shown,) = (block for block in readme_blocks("") if block.startswith("name:"))
+    beginning, omitted = shown.split("#")
+    assert written.startswith(beginning)
+    rest = written.removeprefix(beginning)
+    assert re.findall(r"batch_size: (\d+)", rest) == re.findall(r"\d+", omitted)
 
 
 def run_tool(*command: str) -> None:

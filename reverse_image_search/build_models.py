@@ -1,4 +1,4 @@
-"""Build all that Triton and the app need: read, encode, index, export, check, publish.
+"""Build everything that Triton and the app need: read, encode, index, export, check, publish.
 
 Run it through ``reverse_image_search/bin/build_models.sh``, which installs the packages first.
 """
@@ -125,11 +125,11 @@ def build(options: argparse.Namespace, folder: Path) -> None:
 
 
 def _make_encoder_file(options: argparse.Namespace, dataset: Dataset, path: Path) -> None:
-    """Export the encoder to `path`, or take the one that a stopped build had finished."""
+    """Export the encoder to `path`, or reuse the one that an interrupted build trained."""
     spec = ENCODERS[options.encoder]
     finished = _trained_folder(options.output_dir) / _recipe(options, dataset) / path.name
     if finished.exists():
-        print("Resuming with the encoder of the build that was stopped.", flush=True)
+        print("Resuming an interrupted build: its encoder is already trained.", flush=True)
     else:
         encoder = spec.make(dataset, TrainingOptions(options.epochs, options.seed, options.weights))
         part = finished.parent.with_suffix(f".{os.getpid()}")
@@ -148,7 +148,7 @@ def _trained_folder(output_dir: Path) -> Path:
 
 
 def _recipe(options: argparse.Namespace, dataset: Dataset) -> str:
-    """Digest of all that decides about the encoder: options, images, packages and code."""
+    """Digest of everything that determines the encoder: options, images, packages, and code."""
     keys = ("encoder", "epochs", "seed", "limit", "weights")
     digest = hashlib.sha256(json.dumps({key: str(getattr(options, key)) for key in keys}).encode())
     digest.update(f"{torch.__version__} {dataset.name}".encode())
@@ -162,7 +162,7 @@ def _recipe(options: argparse.Namespace, dataset: Dataset) -> str:
 
 
 def _example_batches(dataset: Dataset) -> Iterator[torch.Tensor]:
-    """The first images, those of one size in one batch: (n, 3, height, width)."""
+    """The first images, batched by size: (n, 3, height, width)."""
     first = [dataset.gallery[i].pixels for i in range(min(_CHECKED_IMAGES, len(dataset.gallery)))]
     for shape in sorted({image.shape for image in first}):
         yield to_pixels(np.stack([image for image in first if image.shape == shape]))
@@ -208,7 +208,7 @@ def _write_configs(
     for model, text in configs.items():
         layout.config_file(folder / layout.MODEL_REPO, model.name).write_text(text)
     ensemble_repo = folder / layout.ENSEMBLE_REPO
-    # Triton wants a version folder, although it holds no file.
+    # Triton requires a version folder, although it stays empty.
     layout.version_folder(ensemble_repo, contract.IMAGE_SEARCH.name).mkdir(parents=True)
     config = layout.config_file(ensemble_repo, contract.IMAGE_SEARCH.name)
     config.write_text(ensemble_config(embedding_dim, top_k, identity))
@@ -259,12 +259,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--epochs", type=_positive, metavar="N", help="passes over the images (default: encoder's)")
     add("--top-k", type=_positive, default=100, metavar="K", help="neighbors served (default 100)")
     add("--data-dir", type=Path, default=root / "data", metavar="DIR", help="of the dataset")
-    add("--output-dir", type=Path, default=root, metavar="DIR", help="for models and gallery")
+    add("--output-dir", type=Path, default=root, metavar="DIR", help="where models and gallery go")
     add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
     add("--dataset", choices=DATASETS, default=next(iter(DATASETS)), help="source of the images")
     add("--encoder", choices=ENCODERS, help="default: the one that suits the dataset")
     add("--index", choices=INDEXES, default=next(iter(INDEXES)), help="kind of vector search")
-    add("--quality", action="store_true", help="take the encoder's better, slower variant")
+    add("--quality", action="store_true", help="use the encoder's better, slower variant")
     add("--weights", type=Path, metavar="FILE", help="weights of a pretrained encoder")
     add("--no-floor", action="store_true", help="publish even when the search quality is too low")
     options = parser.parse_args(arguments)
@@ -276,7 +276,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         options.encoder = variant
     spec = ENCODERS[options.encoder]
     if options.weights and spec.default_epochs:
-        parser.error("--weights is for a pretrained encoder: name one with --encoder")
+        parser.error("--weights needs a pretrained encoder: name one with --encoder")
     # A short or small build is not expected to be good.
     options.gated = not (options.no_floor or options.limit or options.epochs)
     options.epochs = options.epochs or spec.default_epochs

@@ -1,7 +1,7 @@
-"""The tensor contract: what both served models take and give.
+"""The tensor contract: inputs and outputs of both served models.
 
-The model configurations, the export check, the client and the tests read it from here.
-Whoever answers it can replace either model.
+Model configurations, export check, client, and tests read it from here. A model that fulfills it
+can replace either one.
 
 Triton's libtorch backend binds tensors by position: ``INPUT__0`` is the first argument of
 ``forward``, ``OUTPUT__1`` the second element of the tuple that it returns
@@ -10,7 +10,7 @@ Triton's libtorch backend binds tensors by position: ``INPUT__0`` is the first a
 
 from dataclasses import dataclass
 
-# Stand-ins in `TensorSpec.shape`, resolved when a build fixes them.
+# Placeholders in `TensorSpec.shape` for sizes that a build sets.
 ANY = -1
 EMBEDDING_DIM = "D"
 TOP_K = "K"
@@ -38,11 +38,11 @@ class ModelSpec:
     outputs: tuple[TensorSpec, ...]
 
 
-# RGB, 0 to 1, any size: resizing, grey conversion and normalising happen inside the model.
+# RGB, 0 to 1, any size: resizing, grayscale conversion, and normalization are part of the model.
 IMAGES = TensorSpec("INPUT__0", "FP32", (3, ANY, ANY))  # (batch, 3, height, width)
 EMBEDDINGS = TensorSpec("OUTPUT__0", "FP32", (EMBEDDING_DIM,))  # (batch, D), unit length
 
-QUERY_EMBEDDINGS = TensorSpec("INPUT__0", "FP32", (EMBEDDING_DIM,))  # normalised again inside
+QUERY_EMBEDDINGS = TensorSpec("INPUT__0", "FP32", (EMBEDDING_DIM,))  # normalized again inside
 NEIGHBOR_IDS = TensorSpec("OUTPUT__0", "INT64", (TOP_K,))  # gallery ids, best first
 SCORES = TensorSpec("OUTPUT__1", "FP32", (TOP_K,))  # cosine similarity of the same ids
 
@@ -50,15 +50,15 @@ IMAGE_ENCODER = ModelSpec("image_encoder", (IMAGES,), (EMBEDDINGS,))
 VECTOR_SIMILARITY = ModelSpec("vector_similarity", (QUERY_EMBEDDINGS,), (NEIGHBOR_IDS, SCORES))
 MODELS = (IMAGE_ENCODER, VECTOR_SIMILARITY)
 
-# Both models as one, in a model repository of its own that a server may be started with as well.
+# The ensemble of both models, in an optional model repository of its own.
 IMAGE_SEARCH = ModelSpec("image_search", (IMAGES,), (NEIGHBOR_IDS, SCORES))
 
 MAX_BATCH_SIZE = 64
 
-# In OUTPUT__0 of `vector_similarity`, where a gallery holds fewer than K images (as in FAISS).
+# Pads the ids if a gallery has fewer than K images, as in FAISS.
 NO_NEIGHBOR = -1
 
-# Keys of `parameters` in config.pbtxt. Both models name the encoder that made the embeddings;
-# `vector_similarity` also names the gallery that its ids belong to.
+# Keys of `parameters` in config.pbtxt: the encoder that made the embeddings (both models), and the
+# gallery that the ids belong to (`vector_similarity`).
 ENCODER_ID_PARAMETER = "encoder_id"
 GALLERY_ID_PARAMETER = "gallery_id"

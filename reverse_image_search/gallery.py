@@ -1,12 +1,12 @@
-"""The gallery: what an id stands for. One SQLite file beside the models, free of torch.
+"""The gallery: what an id stands for. One SQLite file beside the models; needs no torch.
 
     metadata    key, value (JSON): gallery_id, encoder_id, dataset, class_names, ...
     images      id, source, label, width, height, sha256, thumbnail
-    embeddings  id, embedding: what the encoder `encoder_id` makes of the image
-    queries     like images: examples to search with, not part of the gallery
+    embeddings  id, embedding of the image by the encoder `encoder_id`
+    queries     example queries, not part of the gallery; columns as in images
 
-An id is given once: AUTOINCREMENT never gives the id of a removed image to another one. Readers
-open the file read-only, so it may lie on a read-only file system.
+Ids are never reused: with AUTOINCREMENT no image gets the id of a removed one. Readers open the
+file read-only, so it may be on a read-only file system.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ class GalleryError(Exception):
 
 @dataclass(frozen=True)
 class GalleryMetadata:
-    """What holds for the whole gallery.
+    """Facts about the whole gallery.
 
     Attributes
     ----------
-    gallery_id : one for the life of the gallery; `vector_similarity` carries the same
+    gallery_id : fixed for the life of the gallery; `vector_similarity` has it as a parameter
     encoder_id : digest of the exported encoder that made the embeddings
     dataset : name of the dataset, for display
-    class_names : all labels, in the dataset's order; empty where there are none
+    class_names : all labels, in the dataset's order; empty without labels
     encoder_height, encoder_width : pixels that the encoder resizes its input to
-    encoder_is_grayscale : whether the encoder looks at brightness alone
-    shows_objects_on_black : whether images are objects cut out on black, as in Fashion-MNIST
+    encoder_is_grayscale : whether the encoder converts its input to grayscale
+    shows_objects_on_black : whether images show objects on a black background
     """
 
     gallery_id: str
@@ -79,7 +79,7 @@ class GalleryImage:
     ----------
     source : path of the file, or a name such as ``Fashion-MNIST train #42``
     width, height : of the original, in pixels
-    sha256 : of the file; `pixel_digest` where there is none
+    sha256 : of the file, or `pixel_digest` if there is no file
     thumbnail : a PNG, JPEG or WebP file
     """
 
@@ -102,7 +102,7 @@ class Gallery:
 
     Raises
     ------
-    GalleryError : by the constructor and by every method, where the file cannot be read
+    GalleryError : in the constructor and every method, if the file cannot be read
     """
 
     def __init__(self, path: Path) -> None:
@@ -148,15 +148,15 @@ class Gallery:
         return self._count
 
     def ids(self, label: str | None = None) -> np.ndarray:
-        """All ids (N,) int64, rising; those with `label` where one is given."""
+        """All ids, or those with `label`: (N,) int64, ascending."""
         return self._ids("images", label)
 
     def images(self, ids: Iterable[int]) -> list[GalleryImage]:
-        """The images behind `ids`, in their order.
+        """The images with these ids, in the same order.
 
         Raises
         ------
-        KeyError : an id that the gallery does not have
+        KeyError : an id is not in the gallery
         """
         return self._rows("images", ids)
 
@@ -173,17 +173,17 @@ class Gallery:
         return [row[0] for row in self._query("SELECT label FROM images ORDER BY id")]
 
     def embeddings(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (N,) int64, rising, and their embeddings (N, D) float32."""
+        """Ids (N,) int64, ascending, and their embeddings (N, D) float32."""
         rows = self._query("SELECT id, embedding FROM embeddings ORDER BY id")
         ids = np.array([row[0] for row in rows], np.int64)
         return ids, np.stack([np.frombuffer(row[1], np.float32) for row in rows])
 
     def query_ids(self, label: str | None = None) -> np.ndarray:
-        """Ids of the example queries, as `ids`."""
+        """Ids of the example queries, like `ids`."""
         return self._ids("queries", label)
 
     def queries(self, ids: Iterable[int]) -> list[GalleryImage]:
-        """The example queries behind `ids`, in their order; `KeyError` as for `images`."""
+        """The example queries with these ids, like `images`."""
         return self._rows("queries", ids)
 
     def _ids(self, table: str, label: str | None) -> np.ndarray:
@@ -238,22 +238,22 @@ class GalleryWriter:
         self._database.close()
 
     def add_images(self, images: Iterable[GalleryImage]) -> None:
-        """Add images under the ids that they bear."""
+        """Add images under their own ids."""
         self._add("images", images)
 
     def add_queries(self, queries: Iterable[GalleryImage]) -> None:
-        """Add example queries under the ids that they bear."""
+        """Add example queries under their own ids."""
         self._add("queries", queries)
 
     def add_embeddings(self, ids: np.ndarray, embeddings: np.ndarray) -> None:
-        """Add embeddings (n, D) float32 of the images `ids` (n,)."""
+        """Add embeddings (n, D) float32 of the images with `ids` (n,)."""
         rows = zip(ids.tolist(), embeddings.astype(np.float32), strict=True)
         self._database.executemany(
             "INSERT INTO embeddings VALUES (?, ?)", ((each, row.tobytes()) for each, row in rows)
         )
 
     def set_metadata(self, metadata: GalleryMetadata) -> None:
-        """Set what holds for the whole gallery."""
+        """Set the facts about the whole gallery."""
         self._database.executemany(
             "INSERT INTO metadata VALUES (?, ?)",
             [(key, json.dumps(value)) for key, value in asdict(metadata).items()],
@@ -279,7 +279,7 @@ def pixel_digest(pixels: np.ndarray) -> bytes:
 
 
 def make_thumbnail(pixels: np.ndarray, longest_side: int = 256) -> bytes:
-    """Image file for the page: PNG for tiny images, whose every pixel is seen, else WebP.
+    """Encode an image for the page: lossless PNG if it is tiny, else WebP.
 
     Parameters
     ----------

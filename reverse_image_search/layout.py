@@ -1,4 +1,4 @@
-"""Where the files of a build stand, and the commands that make and serve them.
+"""Where the files of a build are, and the commands that make and serve them.
 
     OUTPUT_DIR/
         model_repo/image_encoder/config.pbtxt, 1/model.pt       for Triton
@@ -7,7 +7,7 @@
         gallery/gallery.sqlite                                  for the app
         gallery/SHA256SUMS                                      of all of the above
 
-Only the standard library: the start scripts read it without the build's packages.
+Standard library only: the start scripts use it without the packages of a build.
 """
 
 from pathlib import Path

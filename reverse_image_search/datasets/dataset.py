@@ -1,4 +1,4 @@
-"""What every source of images gives to the pipeline."""
+"""What a source of images provides to the pipeline."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class DatasetError(Exception):
-    """The dataset is damaged or cannot be had; the message says what to do."""
+    """The dataset is damaged or unavailable; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class LabeledImage:
     Attributes
     ----------
     pixels : (height, width) grayscale or (height, width, 3) RGB uint8
-    source : path of its file, or a name that finds it in the dataset
-    label : its class, where it has one
+    source : path of its file, or a name that identifies it in the dataset
+    label : its class, if known
     """
 
     pixels: np.ndarray
@@ -29,15 +29,15 @@ class LabeledImage:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to search among, and images to search with.
+    """The gallery to search, and example queries.
 
     Attributes
     ----------
     name : for display
-    gallery : images of any sizes, read when they are asked for
+    gallery : images of any size, read on access
     queries : images that are not part of the gallery; may be empty
-    class_names : all labels; empty where the images have none
-    shows_objects_on_black : whether images are objects cut out on black
+    class_names : all labels; empty without labels
+    shows_objects_on_black : whether images show objects on a black background
     """
 
     name: str
@@ -53,7 +53,7 @@ class DatasetSpec:
 
     Attributes
     ----------
-    load : ``load(data_dir, limit)``; `limit` keeps the first images of the gallery only
+    load : ``load(data_dir, limit)``; `limit` keeps only the first images of the gallery
     default_encoder : name of the encoder that suits these images
     """
 

@@ -109,7 +109,7 @@ def _check(path: Path, sha256: str) -> None:
     if found != sha256:
         raise DatasetError(
             f"{path} is damaged or not a Fashion-MNIST file ({path.stat().st_size} bytes, wrong "
-            "SHA-256). Delete it and build again, which fetches it anew."
+            "SHA-256). Delete it and build again to download it."
         )
 
 

@@ -1,4 +1,4 @@
-"""The `fashion_averaged` encoder: several fashion encoders as one, for `--quality`."""
+"""The `fashion_averaged` encoder: the average of several `fashion` encoders, for `--quality`."""
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +19,15 @@ NUM_ENCODERS = 3
 
 
 class AveragedEncoder(nn.Module):
-    """Average encoders that were trained alike from different seeds: their errors differ.
+    """Average encoders that were trained from different seeds, because their errors differ.
 
     Class probabilities are averaged. Instance embeddings are concatenated and reduced to
-    `instance_dims` dimensions, as several vocabularies of one image are in Jegou and Chum 2012,
-    "Negative evidences and co-occurences in image retrieval".
+    `instance_dims` dimensions, as Jegou and Chum 2012 do with several vocabularies ("Negative
+    evidences and co-occurences in image retrieval").
 
     Parameters
     ----------
-    encoders : with the same classes
+    encoders : all with the same classes
     instance_dims : dimensions of the instance part of the embedding; with ten classes 128 in all
     class_weight : share of the class part, 0 to 1 (see `join_parts`)
     """
@@ -43,14 +43,14 @@ class AveragedEncoder(nn.Module):
         self.projection = nn.Linear(concatenated_dims, instance_dims, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed RGB images of any size, as `FashionEncoder.forward` does."""
+        """Embed RGB images of any size, like `FashionEncoder.forward`."""
         probabilities, embeddings = self.flip_averaged_heads(self.encoders[0].preprocess(images))
         return join_parts(
             probabilities, F.normalize(self.projection(embeddings)), self.class_weight
         )
 
     def flip_averaged_heads(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean class probabilities, and instance embeddings side by side, not projected yet.
+        """Mean class probabilities and concatenated instance embeddings, before projection.
 
         (batch, 1, 28, 28) grayscale, 0 to 1 -> (batch, num_classes) and (batch, sum of the
         encoders' instance_dims)
@@ -65,7 +65,7 @@ class AveragedEncoder(nn.Module):
 
 
 def train_averaged_encoder(dataset: Dataset, options: TrainingOptions) -> AveragedEncoder:
-    """Train several encoders as `train_fashion_encoder` does one, from seeds of their own.
+    """Train several encoders from different seeds (see `train_fashion_encoder`).
 
     Returns
     -------

@@ -15,7 +15,7 @@ def embed_images(
     batch_size: int = 500,
     progress: bool = False,
 ) -> np.ndarray:
-    """Embed images of any sizes; images of one size in a row share a batch.
+    """Embed images of any size; consecutive images of the same size share a batch.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def embed_images(
 
 
 def to_pixels(images: np.ndarray) -> Tensor:
-    """Images as the tensor contract has them.
+    """Convert images to the input of an encoder.
 
     (N, height, width) or (N, height, width, 3) uint8 -> (N, 3, height, width) float32, 0 to 1
     """

@@ -47,7 +47,7 @@ class FashionEncoder(TwoHeadedEncoder):
         self.num_classes, self.instance_dims = num_classes, instance_dims
         self.embedding_dim = num_classes + instance_dims
         self.class_weight = class_weight
-        # TorchScript sees no module globals.
+        # TorchScript cannot read module globals.
         self.pixel_mean, self.pixel_std = PIXEL_MEAN, PIXEL_STD
         self.image_size = [IMAGE_SIZE, IMAGE_SIZE]
         self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
@@ -83,15 +83,13 @@ class FashionEncoder(TwoHeadedEncoder):
         """(batch, 3, height, width) RGB -> (batch, 1, 28, 28) grayscale, 0 to 1."""
         images = torch.nan_to_num(images, nan=0.0).clamp(0.0, 1.0)
         grayscale = (self.luma * images).sum(dim=1, keepdim=True)
-        # The identity for images that have this size already.
+        # Leaves images that already have this size unchanged.
         return F.interpolate(
             grayscale, self.image_size, mode="bilinear", antialias=True, align_corners=False
         )
 
     def flip_averaged_heads(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Both heads on features averaged over an image and its mirror image.
-
-        This is flip test-time augmentation.
+        """Flip test-time augmentation: both heads on the mean features of image and mirror image.
 
         Parameters
         ----------
@@ -171,7 +169,7 @@ def train_fashion_encoder(dataset: Dataset, options: TrainingOptions) -> Fashion
 def train_one(
     images: Tensor, labels: Tensor, epochs: int, seed: int, description: str = "training"
 ) -> FashionEncoder:
-    """One encoder, its instance embeddings not whitened yet, on the device of `images`."""
+    """Train one encoder on the device of `images`, without whitening."""
     num_classes = int(labels.max()) + 1
     return train_two_heads(
         lambda: FashionEncoder(num_classes), images, labels, epochs, seed, description
@@ -202,7 +200,7 @@ def training_tensors(dataset: Dataset) -> tuple[Tensor, Tensor]:
 
 
 class _CosineClassifier(nn.Module):
-    """Logits are `scale` times the cosine to each class center ("normalised softmax",
+    """Logits are `scale` times the cosine to each class center ("normalized softmax",
     Zhai and Wu 2018, https://arxiv.org/abs/1811.12649). A low scale keeps probabilities soft.
     """
 

@@ -17,11 +17,11 @@ IMAGENET_SIDE = 224  # pixels, rows and columns
 
 
 class PretrainedEncoder(nn.Module):
-    """A classifier without its last layer, its preprocessing included.
+    """A classifier without its last layer, preprocessing included.
 
     Parameters
     ----------
-    backbone : (batch, 3, 224, 224) normalised RGB -> (batch, embedding_dim)
+    backbone : (batch, 3, 224, 224) normalized RGB -> (batch, embedding_dim)
     """
 
     mean: Tensor
@@ -85,7 +85,7 @@ def _load_weights(
         weights = torch.load(weights_file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise EncoderError(f"there is no file {weights_file}") from error
-    except Exception as error:  # torch.load reports a bad file by many exceptions
+    except Exception as error:  # torch.load raises many kinds for a bad file
         raise EncoderError(
             f"{weights_file} cannot be read as weights ({type(error).__name__}). It must be a "
             f"state dict of torchvision's {name}, saved with torch.save"

@@ -1,4 +1,4 @@
-"""What the registry knows of an encoder."""
+"""What the registry says about an encoder."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ class EncoderError(Exception):
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What the command line says about making an encoder.
+    """Options of the command line for making an encoder.
 
     Attributes
     ----------
     epochs : passes over the images, for encoders that are trained here
-    seed : of the random numbers
+    seed : random seed
     weights_file : state dict of a pretrained encoder, instead of its download
     """
 
@@ -38,14 +38,15 @@ class EncoderSpec:
     make : the encoder in evaluation mode, on the CPU: RGB (batch, 3, height, width) float32, 0 to
         1, of any size -> (batch, D) float32, unit length; preprocessing is part of it
     input_size : (height, width) that it resizes to, pixels
-    is_grayscale : whether it looks at brightness alone
+    is_grayscale : whether it converts its input to grayscale
     license : SPDX name of the license of its weights
-    default_epochs : where it is trained here; 0 where its weights are pretrained
+    default_epochs : passes over the images; 0 for a pretrained encoder
     quality_gate : scores that a full build must reach to be published, by metric; see
         `evaluation.build_score`
-    quality_variant : name of the encoder that ``--quality`` takes in its place
-    requirements : file with the packages that it needs besides requirements.txt
-    export_tolerance : largest difference between the exported encoder and this one
+    quality_variant : name of the encoder that ``--quality`` uses instead
+    requirements : file of the packages that it needs in addition to requirements.txt
+    export_tolerance : largest allowed difference between the outputs of the exported encoder and
+        its module
     """
 
     make: Callable[[Dataset, TrainingOptions], nn.Module]

@@ -1,6 +1,6 @@
 """Retrieval metrics, one value per query, without torch.
 
-Ranking is by cosine similarity, best first; equal scores come in the order of the ids.
+Rankings are by cosine similarity, best first; equal scores rank by id.
 Definitions: Musgrave, Belongie and Lim 2020, "A Metric Learning Reality Check",
 https://arxiv.org/abs/2003.08505.
 """
@@ -33,7 +33,7 @@ def score_category_level(
     gallery_embeddings: np.ndarray,
     gallery_labels: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Category-level retrieval: how far a ranking of the gallery puts the query's class first.
+    """Category-level retrieval: how well a ranking of the gallery puts the query's class first.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def score_category_level(
 
 
 def ranked_hits(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Order `relevant` by falling `similarity`, both (n, N); equal scores in order of their index.
+    """Order `relevant` by descending `similarity`, both (n, N); equal scores by index.
 
     Score, index and relevance are packed into one integer, because NumPy sorts integers many
     times faster than it finds the permutation that sorts floats.
@@ -84,7 +84,7 @@ def average_precisions(hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Average precision and MAP@R of ranked `hits` (n, N), (n,) each; 0 where nothing is relevant.
 
     Average precision is the mean, over all R relevant images, of the precision at their rank.
-    MAP@R counts only those among the first R, so that late ones earn nothing.
+    MAP@R counts only those among the first R.
     """
     relevant = hits.sum(axis=1)
     precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
@@ -97,7 +97,7 @@ def average_precisions(hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def ranks_of_originals(
     copy_embeddings: np.ndarray, original_ids: np.ndarray, gallery_embeddings: np.ndarray
 ) -> np.ndarray:
-    """Rank, 1 is best, at which each copy finds the gallery image that it was made from.
+    """Rank, 1 is best, at which each copy finds its original in the gallery.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def ranks_of_originals(
 
 
 def recall_at(ranks: np.ndarray, k: int) -> np.ndarray:
-    """1.0 where the one right answer is among the first `k`, else 0.0; (n,) for `ranks` (n,)."""
+    """1.0 if the original is among the first `k`, else 0.0; (n,) for `ranks` (n,)."""
     return (ranks <= k).astype(np.float64)
 
 

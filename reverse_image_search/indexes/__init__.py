@@ -19,11 +19,11 @@ class IndexSpec:
 
     Attributes
     ----------
-    build : ``build(embeddings, ids, top_k)`` of (N, D) float32 and (N,) int64, rising: a module
+    build : ``build(embeddings, ids, top_k)`` of (N, D) float32 and (N,) int64, ascending: a module
         (batch, D) float32 -> ids (batch, K) int64 and scores (batch, K) float32, best first
-    files : what lies in the model's version folder, by file name; modules become TorchScript
-    platform : Triton's name for what serves these files
-    is_exact : whether the K best are always found
+    files : content of the model's version folder by file name; modules become TorchScript
+    platform : of Triton's configuration: what serves these files
+    is_exact : whether it always finds the K best
     """
 
     build: Callable[[Tensor, Tensor, int], nn.Module]

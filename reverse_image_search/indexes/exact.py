@@ -20,7 +20,7 @@ class ExactIndex(nn.Module):
     Parameters
     ----------
     embeddings : (N, D) float32, of any length
-    ids : (N,) int64, rising: what the search returns
+    ids : (N,) int64, ascending; what the search returns
     top_k : K, neighbors per query
     """
 
@@ -35,7 +35,7 @@ class ExactIndex(nn.Module):
         # Dimensions as rows: for one query, half the time of embeddings as rows.
         self.register_buffer("columns", F.pad(normalized, (0, 0, 0, padding)).t().contiguous())
         self.register_buffer("ids", F.pad(ids, (0, padding), value=contract.NO_NEIGHBOR))
-        # TorchScript sees no module globals.
+        # TorchScript cannot read module globals.
         self.group_size = _GROUP_SIZE
         self.lowest = torch.finfo(torch.float32).min
         self.queries_at_once = max(1, _SCORES_AT_ONCE // len(self.ids))
@@ -45,12 +45,12 @@ class ExactIndex(nn.Module):
 
         Parameters
         ----------
-        query_embeddings : (batch, D) float32, of any length; what is not finite counts as 0
+        query_embeddings : (batch, D) float32, of any length; non-finite values count as 0
 
         Returns
         -------
-        ids (batch, K) int64 and cosine similarities (batch, K) float32, falling, equal ones by
-        rising id; where the gallery holds fewer than K, -1 and the lowest float32
+        ids (batch, K) int64 and cosine similarities (batch, K) float32, descending, ties by
+        ascending id; padded with -1 and the lowest float32 if the gallery has fewer than K
         """
         ids: list[Tensor] = []
         scores: list[Tensor] = []
@@ -61,7 +61,7 @@ class ExactIndex(nn.Module):
         return torch.cat(ids), torch.cat(scores)
 
     def search(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions in the gallery, and scores, (batch, K) each, of unit-length queries."""
+        """Positions in the gallery and scores, (batch, K) each, for unit-length queries."""
         cosines = torch.mm(queries, self.columns)
         cosines[:, self.size :] = self.lowest
         groups = cosines.view(queries.size(0), -1, self.group_size)
@@ -75,9 +75,9 @@ class ExactIndex(nn.Module):
 
 
 def unit_length(embeddings: Tensor) -> Tensor:
-    """Scale each row to length 1, in float32; what is not finite counts as 0.
+    """Scale each row to length 1; non-finite values count as 0.
 
-    In float64 in between, where the square of every float32 number is finite and not 0.
+    Computes in float64, where the square of a float32 number neither overflows nor underflows.
     """
     finite = torch.nan_to_num(embeddings, nan=0.0, posinf=0.0, neginf=0.0).to(torch.float64)
     return F.normalize(finite, dim=1, eps=1e-60).to(torch.float32)

@@ -50,7 +50,7 @@ def _torchscript(module: nn.Module, input_ndim: int) -> bytes:
         # TorchScript is deprecated since PyTorch 2.11; Triton's libtorch backend still serves it.
         warnings.simplefilter("ignore", DeprecationWarning)
         scripted = torch.jit.freeze(torch.jit.script(_Reshaped(module, input_ndim).eval()))
-        # Not straight into the file: a full disk would then be a RuntimeError among many.
+        # Not directly to the file, where a full disk raises a RuntimeError instead of an OSError.
         content = io.BytesIO()
         torch.jit.save(scripted, content)
     return content.getvalue()
@@ -66,7 +66,7 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
 def check_export(
     exported: nn.Module, module: nn.Module, inputs: Tensor, tolerance: float = 1e-5
 ) -> float:
-    """Compare the outputs of an exported file with those of its module.
+    """Compare the outputs of an exported model with those of its module.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def check_export(
                 f"the module's is {expected.dtype} {tuple(expected.shape)}"
             )
         difference = (ours - expected).abs().max().item()
-        if not difference <= tolerance:  # NaN is a difference, too
+        if not difference <= tolerance:  # NaN counts as a difference
             raise ExportError(f"the exported model differs from its module by {difference:.1e}")
         largest = max(largest, difference)
     return largest

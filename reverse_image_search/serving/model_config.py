@@ -1,6 +1,6 @@
 """Triton's ``config.pbtxt`` of the served models.
 
-The libtorch backend completes nothing by itself, so every tensor of the contract stands here
+The libtorch backend cannot complete a configuration, so every tensor of the contract is listed
 (https://github.com/triton-inference-server/pytorch_backend). No device is named: the same
 repository runs on CPU and GPU.
 """
@@ -13,13 +13,13 @@ from reverse_image_search import contract
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What may differ between servers of the same model.
+    """Settings that may differ between servers of the same model.
 
     Attributes
     ----------
-    instance_count : copies of the model that run side by side; None leaves it to Triton (one)
-    intra_op_threads : threads of one call; with two models on a few cores, more only compete
-    dynamic_batching : whether requests that wait together share a call
+    instance_count : copies of the model that run in parallel; None is Triton's default, one
+    intra_op_threads : threads of one call; with two models on a few cores, more would compete
+    dynamic_batching : whether waiting requests share a call
     max_queue_delay : microseconds that a request waits for others
     """
 
@@ -44,8 +44,8 @@ def model_config(
     Parameters
     ----------
     embedding_dim, top_k : D and K of this build
-    example_dims : shape of an example input without the batch dimension; Triton runs random ones
-        in several batch sizes before it calls the model READY; None is no warm-up
+    example_dims : shape of a warm-up input without the batch dimension; Triton runs random ones in
+        several batch sizes before the model is READY; None is no warm-up
     parameters : identity of the model, see `contract`
     """
     settings = settings or ServerSettings()
@@ -74,7 +74,7 @@ def model_config(
 def ensemble_config(embedding_dim: int, top_k: int, parameters: Mapping[str, str]) -> str:
     """Text of ``config.pbtxt`` for `image_search`: image in, ids and scores out, in one call.
 
-    Triton hands the embeddings on by itself ("Ensemble Models" in its user guide).
+    Triton passes the embeddings on internally ("Ensemble Models" in its user guide).
     """
     (images,), (embeddings,) = contract.IMAGE_ENCODER.inputs, contract.IMAGE_ENCODER.outputs
     (query_embeddings,) = contract.VECTOR_SIMILARITY.inputs

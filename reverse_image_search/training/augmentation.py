@@ -1,4 +1,4 @@
-"""Random views of grayscale images, a whole batch at once, on any device."""
+"""Random augmentation of batches of grayscale images, on any device."""
 
 import math
 
@@ -16,14 +16,14 @@ def random_horizontal_flip(images: Tensor) -> Tensor:
 def affine_warp(
     images: Tensor, angle: Tensor, scale: Tensor, shift_x: Tensor, shift_y: Tensor, side: Tensor
 ) -> Tensor:
-    """Rotate, scale, shift and flip each image about its center; black comes in from outside.
+    """Rotate, scale, shift, and flip each image about its center; what was outside is black.
 
     Parameters
     ----------
     images : (batch, channels, height, width)
     angle : (batch,) radians
     scale : (batch,) above 1 enlarges
-    shift_x, shift_y : (batch,) in sampling coordinates, where a whole side is 2
+    shift_x, shift_y : (batch,) in sampling coordinates, where a side has length 2
     side : (batch,) 1, or -1 to flip left to right
     """
     cosine, sine = angle.cos() / scale, angle.sin() / scale

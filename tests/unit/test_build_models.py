@@ -1,4 +1,4 @@
-"""The build's command line and its promises on failure; whole builds: the `small_build` fixture."""
+"""The build's command line and its behavior on failure; whole builds: the `small_build` fixture."""
 
 import subprocess
 import sys
@@ -125,10 +125,8 @@ def test_missing_dataset_is_one_message(tmp_path, monkeypatch, capsys):
     assert files(tmp_path) == {}
 
 
-def test_a_build_stopped_after_the_training_goes_on_from_there(
-    build, tmp_path, monkeypatch, capsys
-):
-    """Only where nothing differs that the encoder is made of; once published, it is made anew."""
+def test_a_build_stopped_after_training_resumes(build, tmp_path, monkeypatch, capsys):
+    """Only if nothing that determines the encoder has changed, and not after it was published."""
     trainings = []
     spec = ENCODERS["fashion"]
 
@@ -159,7 +157,7 @@ def test_a_build_stopped_after_the_training_goes_on_from_there(
     assert trainings == [0, 0, 1, 0]
 
 
-def test_models_and_gallery_bear_one_identity(build, tmp_path):
+def test_models_and_gallery_have_one_identity(build, tmp_path):
     assert build() == 0
     gallery = Gallery(layout.gallery_file(tmp_path))
     encoder, index = (
@@ -195,7 +193,7 @@ def test_the_gallery_holds_what_the_ids_stand_for(build, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
 
 
-def test_a_quality_build_serves_several_encoders_as_one(build, tmp_path):
+def test_a_quality_build_serves_an_averaged_encoder(build, tmp_path):
     assert build("--quality") == 0
 
     encoder = load_torchscript(layout.model_file(tmp_path / "model_repo", "image_encoder"))

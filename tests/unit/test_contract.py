@@ -2,7 +2,7 @@ from reverse_image_search import contract
 
 
 def test_names_types_and_shapes_are_the_published_ones():
-    """Clients of other languages were written against these words; they must not change."""
+    """Clients in other languages depend on these names; they must not change."""
     table = {
         model.name: [
             (tensor.name, tensor.datatype, tensor.shape)
@@ -21,7 +21,7 @@ def test_names_types_and_shapes_are_the_published_ones():
     }
 
 
-def test_dims_puts_the_sizes_of_a_build_in():
+def test_dims_replaces_the_placeholders():
     assert contract.IMAGES.dims(D=128, K=20) == (3, -1, -1)
     assert contract.EMBEDDINGS.dims(D=128, K=20) == (128,)
     assert contract.NEIGHBOR_IDS.dims(D=128, K=20) == (20,)

@@ -67,7 +67,7 @@ def test_ids_by_label(path):
 
 
 @pytest.mark.parametrize("ids", [[4], [2, -1], [10**18]])
-def test_ids_that_the_gallery_does_not_have(path, ids):
+def test_unknown_ids(path, ids):
     with pytest.raises(KeyError):
         Gallery(path).images(ids)
 
@@ -93,7 +93,7 @@ def test_more_ids_than_one_statement_takes(tmp_path):
     assert [each.id for each in found] == list(range(1200, -1, -1))
 
 
-def test_an_id_is_never_given_twice(path):
+def test_ids_are_never_reused(path):
     """What an update relies on: the id of a removed image does not come back."""
 
     with sqlite3.connect(path) as database:
@@ -165,7 +165,7 @@ def test_damaged_file_is_named(path, damage):
         Gallery(path)
 
 
-def test_damage_behind_the_first_page_is_named_when_it_is_met(path):
+def test_damage_behind_the_first_page_is_named_when_read(path):
     content = bytearray(path.read_bytes())
     page = int.from_bytes(content[16:18], "big")
     content[page:] = b"\xff" * (len(content) - page)

@@ -20,7 +20,7 @@ FILES = (
 
 @pytest.fixture
 def copied_data(fashion_mnist, data_dir, tmp_path):
-    """A data folder of the test's own, whose files it may damage."""
+    """A copy of the data folder that a test may damage."""
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for name in FILES:
@@ -89,7 +89,7 @@ def test_debian_files_are_unpacked(copied_data, cut_off, monkeypatch, tmp_path, 
     assert sorted(p.name for p in (tmp_path / "empty/FashionMNIST/raw").iterdir()) == sorted(FILES)
 
 
-def test_no_way_to_the_data_names_every_way(cut_off, tmp_path):
+def test_an_unavailable_dataset_names_every_attempt(cut_off, tmp_path):
     with pytest.raises(DatasetError) as failure:
         load_fashion_mnist(tmp_path / "empty")
 

@@ -39,7 +39,7 @@ def test_class_part_is_the_weighted_mean_of_the_probabilities(averaged):
     assert torch.allclose(class_part, averaged.class_weight * (first + second) / 2, atol=1e-6)
 
 
-def test_instance_part_has_the_cosines_of_the_projected_joined_vectors(averaged):
+def test_instance_part_is_the_projected_concatenation(averaged):
     images = torch.rand(3, 3, 28, 28)
     grayscale = averaged.encoders[0].preprocess(images)
     heads = [encoder.flip_averaged_heads(grayscale) for encoder in averaged.encoders]
@@ -67,7 +67,7 @@ def test_exported_equals_eager(averaged, tmp_path):
     assert check_export(exported, averaged, torch.rand(5, 3, 40, 30)) < 1e-5
 
 
-def test_its_encoders_are_trained_from_seeds_of_their_own():
+def test_encoders_are_trained_from_different_seeds():
     pixels = np.random.default_rng(0).integers(0, 256, (128, 28, 28), np.uint8)
     labels = ["stripes", "checks"]
     gallery = [LabeledImage(image, "noise", labels[i % 2]) for i, image in enumerate(pixels)]

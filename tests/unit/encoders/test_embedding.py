@@ -6,7 +6,7 @@ from reverse_image_search.encoders.embedding import embed_images, to_pixels
 
 
 class MeanOfEachChannel(nn.Module):
-    """Stand-in encoder whose embedding can be read off the image."""
+    """Stub encoder whose embedding can be read off the image."""
 
     def forward(self, images):
         return images.mean(dim=(2, 3))

@@ -1,4 +1,4 @@
-"""The encoder's promises: the contract's shapes, unit length, pixels as they are, TorchScript."""
+"""The fashion encoder: shapes of the contract, unit length, preprocessing, TorchScript."""
 
 import io
 import warnings
@@ -54,12 +54,12 @@ def test_embedding_has_at_most_128_dimensions(encoder: FashionEncoder):
     assert encoder.embedding_dim == 10 + 64
 
 
-def test_grey_pixels_of_the_right_size_stay_as_they_are(encoder: FashionEncoder):
+def test_gray_pixels_of_the_right_size_are_unchanged(encoder: FashionEncoder):
     images = _grey(3, 28, 28)
     assert (encoder.preprocess(images) - images[:, :1]).abs().max() < 2e-7  # rounding
 
 
-def test_colors_become_grey_by_their_luma(encoder: FashionEncoder):
+def test_colors_become_gray_by_their_luma(encoder: FashionEncoder):
     colors = torch.eye(3).view(3, 3, 1, 1).expand(-1, -1, 28, 28)  # red, green, blue
     assert encoder.preprocess(colors).mean(dim=(1, 2, 3)).tolist() == pytest.approx(
         [0.299, 0.587, 0.114]
@@ -85,7 +85,7 @@ def test_an_image_has_the_same_embedding_alone_and_in_a_batch(encoder: FashionEn
     assert torch.allclose(encoder(images), alone, atol=1e-6)
 
 
-def test_values_that_are_no_pixels_are_clamped(encoder: FashionEncoder):
+def test_values_outside_0_to_1_are_clamped(encoder: FashionEncoder):
     image = torch.rand(1, 3, 28, 28)
     strange, pixels = image.clone(), image.clone()
     replacements = {float("nan"): 0.0, float("inf"): 1.0, float("-inf"): 0.0, 7.0: 1.0, -7.0: 0.0}
@@ -104,7 +104,7 @@ def test_parts_are_joined_at_unit_length():
     assert torch.allclose(embeddings, expected)
 
 
-def test_embedding_is_the_weighted_probabilities_and_the_instance_vector(encoder: FashionEncoder):
+def test_embedding_is_weighted_probabilities_and_instance_embedding(encoder: FashionEncoder):
     images = torch.rand(6, 3, 28, 28)
     grayscale = encoder.preprocess(images)
     features = (encoder.features(grayscale) + encoder.features(grayscale.flip(3))) / 2
@@ -136,7 +136,7 @@ def _noise(count: int, shape: tuple[int, ...] = (28, 28), label: str | None = "n
     return Dataset("noise", gallery, [], ["noise"] if label else [])
 
 
-def test_whitening_changes_the_instance_part_alone():
+def test_whitening_changes_only_the_instance_part():
     dataset = _noise(256)
     images = torch.from_numpy(np.stack([image.pixels for image in dataset.gallery]))
     plain = train_one(images, torch.zeros(256, dtype=torch.int64), epochs=1, seed=0)
@@ -158,6 +158,6 @@ def test_whitening_changes_the_instance_part_alone():
 @pytest.mark.parametrize(
     "dataset", [_noise(4, (28, 30)), _noise(4, (28, 28, 3)), _noise(4, label=None), _noise(0)]
 )
-def test_images_that_it_cannot_be_trained_on_are_refused(dataset):
+def test_unsuitable_training_images_are_refused(dataset):
     with pytest.raises(EncoderError, match="labeled 28 x 28 grayscale images"):
         train_fashion_encoder(dataset, TrainingOptions(epochs=1))

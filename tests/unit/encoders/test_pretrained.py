@@ -57,7 +57,7 @@ def test_missing_weights_file_is_named(tmp_path: Path):
         load(tmp_path / "nowhere.pth")
 
 
-def test_file_that_holds_no_weights_is_named(tmp_path: Path):
+def test_file_without_weights_is_named(tmp_path: Path):
     path = tmp_path / "text.pth"
     path.write_text("not weights")
     with pytest.raises(EncoderError, match=r"text.pth cannot be read as weights"):

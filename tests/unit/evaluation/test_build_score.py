@@ -1,4 +1,4 @@
-"""A build's own score, and the floor that stops a broken one."""
+"""A build's own score, and the quality gate that stops a broken build."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_a_good_score_passes():
     ("name", "value"),
     [("precision_at_1", 0.899), ("recall_at_1", 0.849), ("recall_at_1", float("nan"))],
 )
-def test_a_score_under_its_floor_is_refused_by_name(name: str, value: float):
+def test_a_score_below_the_quality_gate_is_refused_by_name(name: str, value: float):
     with pytest.raises(QualityError, match=rf"{name} is .*expected.*--no-floor"):
         check_quality({**GOOD, name: value}, GATE)
 

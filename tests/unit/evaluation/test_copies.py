@@ -69,7 +69,7 @@ def test_scale_zooms_from_0_9_to_1_1():
     assert _center(zoomed) == pytest.approx(np.full((200, 2), 14.0), abs=0.1)
 
 
-def test_mirror_swaps_left_and_right(images: np.ndarray):
+def test_flip_swaps_left_and_right(images: np.ndarray):
     images = images.copy()
     images[:, 0, 0] = 9
     assert np.array_equal(make_copies(images, "mirror"), images[:, :, ::-1])
@@ -114,7 +114,7 @@ def test_occlusion_covers_one_square_of_8_by_8():
     assert len(np.unique(occluded[rows, columns])) == 1
 
 
-def test_all_mirrors_about_half():
+def test_all_flips_about_half():
     images = np.zeros((300, 28, 28), dtype=np.uint8)
     images[:, 8:20, 8:14] = 200  # left half only
     drawn = make_copies(images, copies.ALL)

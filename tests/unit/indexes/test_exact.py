@@ -28,7 +28,7 @@ def oracle_scores(gallery, queries):
 
 
 def assert_exact(gallery, queries, top_k):
-    """The k-th score is the oracle's k-th best, belongs to its id, and ties have rising ids."""
+    """The k-th score is the oracle's k-th best, belongs to its id, and ties have ascending ids."""
     ids, scores = (output.numpy() for output in search(gallery, queries, top_k))
     expected = oracle_scores(gallery, queries)
     best = -np.sort(-expected, axis=1)[:, :top_k]
@@ -78,21 +78,21 @@ def test_padding_never_takes_the_place_of_a_neighbor(size):
     assert scores[0, :found].tolist() == pytest.approx([-1.0] * found)
 
 
-def test_the_ids_are_those_that_were_given():
+def test_given_ids_are_returned():
     embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]])
     index = ExactIndex(embeddings, torch.tensor([7, 40, 2**40]), top_k=3)
 
     assert index(torch.tensor([[1.0, 0.0]]))[0].tolist() == [[7, 2**40, 40]]
 
 
-def test_equal_scores_come_with_the_lower_id_first():
+def test_ties_rank_by_id():
     gallery = torch.eye(4)[[3, 0, 1, 0, 2] * 200]  # ids 1, 3, 6, 8, ... hold the query
     ids, scores = search(gallery, torch.eye(4)[:1], top_k=400)
     assert ids.tolist() == [[id_ for id_ in range(1000) if id_ % 5 in (1, 3)]]
     assert scores.tolist() == [[1.0] * 400]
 
 
-def test_exact_where_the_vectors_are_nearly_alike():
+def test_exact_for_nearly_equal_vectors():
     generator = torch.Generator().manual_seed(0)
     center = torch.randn(64, generator=generator)
     gallery = center + 1e-4 * torch.randn(5000, 64, generator=generator)
@@ -106,7 +106,7 @@ def test_exact_in_a_gallery_sorted_by_similarity():
     assert ids.tolist() == [list(range(50))]
 
 
-def test_exact_with_numbers_of_very_different_sizes():
+def test_exact_for_very_different_magnitudes():
     generator = torch.Generator().manual_seed(0)
     scale = torch.logspace(-12, 0, 64)
     gallery = torch.randn(2000, 64, generator=generator) * scale

@@ -49,7 +49,7 @@ def test_exported_similarity_equals_the_eager_one(tmp_path):
 
 
 def test_exported_similarity_gives_hand_checked_neighbors(tmp_path):
-    # East, north-east and north; the query looks east-north-east, 22.5 degrees from the first two.
+    # East, north-east and north; the query points east-north-east, 22.5 degrees from the first two.
     gallery = torch.tensor([[2.0, 0.0], [3.0, 3.0], [0.0, 1.0]])
     degrees_20 = math.radians(20)
     query = torch.tensor([[math.cos(degrees_20), math.sin(degrees_20)]])
@@ -65,7 +65,7 @@ def test_exported_similarity_gives_hand_checked_neighbors(tmp_path):
 
 
 class Answer(nn.Module):
-    """Answers what it was made with."""
+    """Returns the tensors that it was constructed with."""
 
     def __init__(self, *outputs: torch.Tensor):
         super().__init__()
@@ -98,7 +98,7 @@ def test_an_export_that_differs_in_the_second_output_only_is_refused():
         check_export(Answer(ids, ONES * 0), Answer(ids, ONES), torch.zeros(2, 3))
 
 
-def test_rounding_is_no_difference():
+def test_rounding_differences_are_accepted():
     assert check_export(Answer(ONES + 1e-6), Answer(ONES), ONES) == pytest.approx(1e-6, rel=0.1)
 
 
@@ -119,7 +119,7 @@ def test_inputs_arrive_reshaped_as_the_configuration_says(tmp_path):
     assert exported(torch.ones(1, 3, 2, 2)).tolist() == [12.0]
 
 
-def test_files_that_are_no_modules_are_written_as_they_are(tmp_path):
+def test_bytes_are_written_unchanged(tmp_path):
     write_model_files({"model.py": b"class TritonPythonModel: ..."}, tmp_path / "1", input_ndim=2)
 
     assert (tmp_path / "1" / "model.py").read_bytes() == b"class TritonPythonModel: ..."

@@ -20,8 +20,8 @@ from reverse_image_search.serving.model_config import (
 
 
 def parse_config(text: str):
-    """Read a config.pbtxt with Triton's own schema, which refuses every unknown word."""
-    # Loaded by file: the package around it wants gRPC, which the project does not install.
+    """Read a config.pbtxt with Triton's own schema, which rejects unknown fields."""
+    # Loaded by file: its package requires gRPC, which the project does not install.
     path = Path(tritonclient.__path__[0]) / "grpc" / "model_config_pb2.py"
     spec = importlib.util.spec_from_file_location("model_config_pb2", path)
     schema = importlib.util.module_from_spec(spec)
@@ -38,7 +38,7 @@ def config_of(model: contract.ModelSpec, example_dims=(96,), **options):
 
 
 @pytest.mark.parametrize("model", contract.MODELS, ids=lambda model: model.name)
-def test_config_says_what_the_contract_says(model):
+def test_config_matches_the_contract(model):
     config = config_of(model, example_dims=(3, 28, 28))
     sizes = {"D": 96, "K": 20}
 
@@ -72,7 +72,7 @@ def test_warmup_runs_small_and_large_batches():
 
 
 def test_configs_of_a_build_agree_with_its_model_files(small_build, fashion_mnist):
-    """The numbers in the configuration are those that the files really give."""
+    """The sizes in the configuration are those of the files' outputs."""
     queries = [fashion_mnist.queries[i].pixels for i in range(5)]
     outputs = to_pixels(np.stack(queries))
     for model in contract.MODELS:
@@ -106,7 +106,7 @@ def test_inputs_are_reshaped_so_that_a_batch_of_0_is_one_image():
     assert list(index.input[0].reshape.shape) == [1, 96]
 
 
-def test_settings_of_the_server_stand_in_the_config():
+def test_server_settings_are_in_the_config():
     config = config_of(
         contract.IMAGE_ENCODER,
         settings=ServerSettings(instance_count=2, intra_op_threads=3, max_queue_delay=500),
@@ -120,7 +120,7 @@ def test_settings_of_the_server_stand_in_the_config():
     assert not unbatched.HasField("dynamic_batching")
 
 
-def test_the_ensemble_hands_the_embeddings_on():
+def test_the_ensemble_passes_the_embeddings_on():
     config = parse_config(ensemble_config(96, 20, {"gallery_id": "g"}))
 
     encoder, index = config.ensemble_scheduling.step

@@ -1,4 +1,4 @@
-"""Training learns, repeats itself, and its parts do what their names say."""
+"""Training learns and is repeatable; its parts, against values known by hand."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_bfloat16_only_where_the_processor_has_it(monkeypatch, has_bfloat16):
     assert seen == [torch.bfloat16 if has_bfloat16 else torch.float32]
 
 
-def test_fewer_images_than_a_batch_will_do():
+def test_fewer_images_than_a_batch_are_enough():
     images, labels = _make_patterns(10)
     encoder = train(images, labels, 1, 0)
     assert encoder(torch.rand(2, 3, 28, 28)).isfinite().all()
@@ -98,7 +98,7 @@ def test_half_whitening_keeps_the_strongest_directions_and_halves_their_spread()
 
     whitening = half_whitening(vectors, dims=2)
 
-    # To the power of -1/4: 1/48 and 3, the strongest last; the signs are any.
+    # To the power of -1/4: 1/48 and 3, the strongest last; signs are arbitrary.
     expected = torch.tensor([[0.0, 0.0, 48**0.25], [3**-0.25, 0.0, 0.0]])
     assert torch.allclose(whitening.abs(), expected, atol=1e-5)
 
@@ -109,7 +109,7 @@ def test_instance_loss_is_low_only_for_the_right_pairs():
     assert instance_loss(vectors, vectors.roll(1, dims=0)) > 9
 
 
-def test_instance_loss_of_equal_vectors_is_a_blind_guess():
+def test_instance_loss_of_equal_vectors_is_that_of_guessing():
     vectors = torch.tensor([[1.0, 0.0]]).expand(8, -1)
     assert instance_loss(vectors, vectors).item() == pytest.approx(torch.tensor(8.0).log().item())
 
@@ -129,7 +129,7 @@ def test_orthogonalize_brings_all_singular_values_near_one(shape: tuple[int, int
     assert agreement > 0.6
 
 
-def test_muon_goes_downhill():
+def test_muon_reduces_the_loss():
     torch.manual_seed(0)
     target = torch.nn.functional.normalize(torch.randn(8, 4, 3, 3), dim=0)
     weight = torch.nn.Parameter(torch.randn(8, 4, 3, 3))

@@ -28,7 +28,7 @@ NAMES = ["dark", "light"]
         (["--fast"], "unrecognized arguments: --fast"),
         (["--encoder", "vgg"], "invalid choice: 'vgg'"),
         (["--quality", "--encoder", "resnet18"], "resnet18 has no better variant"),
-        (["--weights", "file.pth"], "--weights is for a pretrained encoder"),
+        (["--weights", "file.pth"], "--weights needs a pretrained encoder"),
     ],
 )
 def test_wrong_options_are_refused(arguments, message, capsys, tmp_path):
@@ -146,7 +146,7 @@ def test_a_build_stopped_after_training_resumes(build, tmp_path, monkeypatch, ca
 
     assert build() == 0
     assert trainings == [0]
-    assert "Resuming with the encoder" in capsys.readouterr().out
+    assert "Resuming an interrupted build" in capsys.readouterr().out
 
     with monkeypatch.context() as patch:
         patch.setattr(build_models, "embed_images", interrupt)

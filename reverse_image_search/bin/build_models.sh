@@ -8,7 +8,10 @@
 #   --limit N         train on and index only the first N images
 #   --epochs N        passes over the images
 #   --quality         average three encoders: three times the training, better search
-#   --encoder NAME    fashion (default: trained here) or resnet18 (ImageNet weights)
+#   --dataset NAME    source of the images (default fashion_mnist)
+#   --encoder NAME    fashion (trained here) or resnet18 (ImageNet weights); the default suits the
+#                     dataset
+#   --index NAME      kind of vector search (default exact)
 #   --weights FILE    weights for --encoder resnet18 instead of torchvision's download
 #   --top-k K         neighbors that the server returns for each query (default 100)
 #   --data-dir DIR    where the dataset is, or is downloaded to (default data/)

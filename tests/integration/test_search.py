@@ -116,12 +116,12 @@ def test_length_of_a_query_embedding_does_not_matter(client, query_embeddings):
 
 
 def test_forms_of_one_image_get_one_answer(client, query_pixels):
-    grey = query_pixels[0]
-    rgb = np.stack([grey] * 3, axis=-1)
+    gray = query_pixels[0]
+    rgb = np.stack([gray] * 3, axis=-1)
     pixels = (rgb.transpose(2, 0, 1) / 255).astype(np.float32)
 
-    answers = [client.embed([form]) for form in (grey, rgb, pixels, Image.fromarray(grey))] + [
-        client.embed(array[None]) for array in (grey, rgb, pixels)
+    answers = [client.embed([form]) for form in (gray, rgb, pixels, Image.fromarray(gray))] + [
+        client.embed(array[None]) for array in (gray, rgb, pixels)
     ]
 
     for answer in answers:

@@ -167,7 +167,7 @@ def test_unknown_model_is_not_ready(client):
 
 
 class RefusesDarkImages(nn.Module):
-    """Stand-in encoder: the mean colour of each image, an error for a batch with a black one."""
+    """Stand-in encoder: the mean color of each image, an error for a batch with a black one."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         means = images.mean(dim=(2, 3))

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from reverse_image_search.training.augmentation import random_horizontal_flip, strong_view
 from reverse_image_search.training.muon import Muon
 
-BATCH_SIZE = 384  # also the negatives of the instance loss: more is better
+BATCH_SIZE = 384  # also the number of negatives of the instance loss: more is better
 CONVOLUTION_LEARNING_RATE = 0.1
 HEAD_LEARNING_RATE = 0.2
 WEIGHT_DECAY = 5e-4
@@ -23,7 +23,7 @@ STRONG_CLASS_WEIGHT = 0.3  # of the class loss on strongly augmented views
 
 
 class TwoHeadedEncoder(nn.Module):
-    """What is trained: features of grayscale images, a class head and an instance head."""
+    """What `train_two_heads` trains: a backbone, a class head, and an instance head."""
 
     def features(self, images: Tensor) -> Tensor:
         """(batch, 1, height, width), 0 to 1 -> (batch, F)."""
@@ -53,7 +53,7 @@ def train_two_heads(
 
     Parameters
     ----------
-    new_encoder : makes one with random weights
+    new_encoder : returns one with random weights
     images : (N, height, width) uint8
     labels : (N,) int64
     epochs : passes over the images
@@ -119,7 +119,7 @@ def encoder_loss(encoder: TwoHeadedEncoder, pixels: Tensor, labels: Tensor) -> T
 
 
 def _fast_arithmetic(device: torch.device) -> torch.autocast:
-    """bfloat16 where the processor has it; elsewhere it would be emulated, ten times slower."""
+    """bfloat16 if the processor has it; otherwise it would be emulated, ten times slower."""
     has_bfloat16 = device.type != "cpu" or (
         torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
@@ -127,11 +127,11 @@ def _fast_arithmetic(device: torch.device) -> torch.autocast:
 
 
 def instance_loss(embeddings: Tensor, other_embeddings: Tensor) -> Tensor:
-    """InfoNCE (van den Oord 2018): each view must identify its other view within the batch.
+    """InfoNCE (van den Oord 2018): find the other view of the same image within the batch.
 
     Parameters
     ----------
-    embeddings, other_embeddings : (batch, D) unit length; row i of both is of the same image
+    embeddings, other_embeddings : (batch, D) unit length; row i of both shows the same image
     """
     similarity = embeddings @ other_embeddings.T / TEMPERATURE
     own = torch.arange(len(embeddings), device=embeddings.device)
@@ -170,7 +170,7 @@ def half_whitening(embeddings: Tensor, dims: int) -> Tensor:
     Directions that many images share count less afterwards (whitening: Jegou and Chum 2012,
     "Negative evidences and co-occurences in image retrieval"). Full whitening amplifies noise.
     """
-    # About zero, not about the mean: what all embeddings have in common is to be reduced as well.
+    # About zero, not the mean: what all embeddings have in common should shrink as well.
     variances, directions = torch.linalg.eigh(embeddings.T @ embeddings / len(embeddings))
     variances.clamp_(min=1e-3 * variances.mean())  # noise is not amplified without bound
     # The power -1/2 would make all variances equal; -1/4 goes halfway.

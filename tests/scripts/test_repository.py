@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,12 @@ def test_files_that_are_linked_exist(path):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_python_modules_that_are_named_exist(path):
+    for name in re.findall(r"-m (reverse_image_search[\w.]*)", path.read_text()):
+        assert find_spec(name), f"{path.name} names {name}"
 
 
 def readme_blocks(language: str) -> list[str]:

@@ -29,6 +29,7 @@ from reverse_image_search.gallery import (
     GalleryMetadata,
     GalleryWriter,
     make_thumbnail,
+    pixel_digest,
 )
 from reverse_image_search.indexes import INDEXES
 from reverse_image_search.serving.export import (
@@ -177,7 +178,7 @@ def _gallery_images(images: Sequence[LabeledImage]) -> Iterator[GalleryImage]:
             label=image.label,
             width=width,
             height=height,
-            sha256=hashlib.sha256(image.pixels.tobytes()).digest(),
+            sha256=pixel_digest(image.pixels),
             thumbnail=make_thumbnail(image.pixels),
         )
 
@@ -188,24 +189,18 @@ def _write_configs(
     encoder_id = {contract.ENCODER_ID_PARAMETER: metadata.encoder_id}
     identity = {**encoder_id, contract.GALLERY_ID_PARAMETER: metadata.gallery_id}
     input_dims = (3, metadata.encoder_height, metadata.encoder_width)
-    configs = {
-        contract.IMAGE_ENCODER: model_config(
-            contract.IMAGE_ENCODER,
+    for model, example_dims, parameters, platform in (
+        (contract.IMAGE_ENCODER, input_dims, encoder_id, "pytorch_libtorch"),
+        (contract.VECTOR_SIMILARITY, (embedding_dim,), identity, index_platform),
+    ):
+        text = model_config(
+            model,
             embedding_dim=embedding_dim,
             top_k=top_k,
-            example_dims=input_dims,
-            parameters=encoder_id,
-        ),
-        contract.VECTOR_SIMILARITY: model_config(
-            contract.VECTOR_SIMILARITY,
-            embedding_dim=embedding_dim,
-            top_k=top_k,
-            example_dims=(embedding_dim,),
-            parameters=identity,
-            platform=index_platform,
-        ),
-    }
-    for model, text in configs.items():
+            example_dims=example_dims,
+            parameters=parameters,
+            platform=platform,
+        )
         layout.config_file(folder / layout.MODEL_REPO, model.name).write_text(text)
     ensemble_repo = folder / layout.ENSEMBLE_REPO
     # Triton requires a version folder, although it stays empty.
@@ -231,19 +226,15 @@ def _print_summary(
     folder: Path, metadata: GalleryMetadata, embeddings: np.ndarray, score: dict[str, float]
 ) -> None:
     count, dims = embeddings.shape
-    print(
-        f"\ngallery {metadata.gallery_id}, encoder {metadata.encoder_id}: "
-        f"{count:,} images, {dims} dimensions"
-    )
-    if "map" in score:
-        print(
-            f"  same category: P@1 {score['precision_at_1']:.3f}, "
-            f"P@20 {score['precision_at_20']:.3f}, mAP {score['map']:.3f}"
-        )
-    print(
-        f"  perturbed copies: R@1 {score['recall_at_1']:.3f}, R@20 {score['recall_at_20']:.3f} "
-        "(a sample; evaluate.sh measures all)"
-    )
+    identity = f"gallery {metadata.gallery_id}, encoder {metadata.encoder_id}"
+    print(f"\n{identity}: {count:,} images, {dims} dimensions")
+    categories = {"P@1": "precision_at_1", "P@20": "precision_at_20", "mAP": "map"}
+    copies = {"R@1": "recall_at_1", "R@20": "recall_at_20"}
+    for title, metrics in (("same category", categories), ("perturbed copies", copies)):
+        figures = [f"{name} {score[key]:.3f}" for name, key in metrics.items() if key in score]
+        if figures:
+            print(f"  {title}: {', '.join(figures)}")
+    print("  (of a sample; evaluate.sh measures all)")
     for path in sorted((folder / layout.MODEL_REPO).rglob("*.*")):
         print(f"  {path.relative_to(folder)}  {path.stat().st_size / 1e6:.1f} MB")
 

@@ -39,7 +39,6 @@ _SCHEMA = f"""
         id INTEGER PRIMARY KEY REFERENCES images (id), embedding BLOB NOT NULL
     );
 """
-_IDS_AT_ONCE = 500  # SQLite limits the parameters of one statement
 
 
 class GalleryError(Exception):
@@ -120,12 +119,10 @@ class Gallery:
         size = "SELECT page_size * page_count FROM pragma_page_size, pragma_page_count"
         if path.stat().st_size < self._query(size)[0][0]:
             raise self._unreadable("the file is cut short")
-        values = dict(self._query("SELECT key, value FROM metadata"))
+        values = self._query("SELECT key, value FROM metadata")
         try:
-            self.metadata = GalleryMetadata(
-                **{field.name: json.loads(values[field.name]) for field in fields(GalleryMetadata)}
-            )
-        except (KeyError, ValueError) as error:
+            self.metadata = GalleryMetadata(**{key: json.loads(value) for key, value in values})
+        except (TypeError, ValueError) as error:
             raise self._unreadable(error) from error
         self._count = self._query("SELECT count(*) FROM images")[0][0]
         self.query_count = self._query("SELECT count(*) FROM queries")[0][0]
@@ -136,12 +133,12 @@ class Gallery:
 
     @property
     def gallery_id(self) -> str:
-        """Identity of the gallery, see `GalleryMetadata`."""
+        """See `GalleryMetadata`."""
         return self.metadata.gallery_id
 
     @property
     def encoder_id(self) -> str:
-        """Identity of the encoder, see `GalleryMetadata`."""
+        """See `GalleryMetadata`."""
         return self.metadata.encoder_id
 
     def __len__(self) -> int:
@@ -162,10 +159,8 @@ class Gallery:
 
     def missing(self, ids: Iterable[int]) -> list[int]:
         """Those of `ids` that the gallery does not have."""
-        rows = self._query(
-            "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT id FROM images)",
-            [json.dumps([int(each) for each in ids])],
-        )
+        statement = "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT id FROM images)"
+        rows = self._query(statement, [json.dumps([int(each) for each in ids])])
         return [row[0] for row in rows]
 
     def labels(self) -> list[str | None]:
@@ -194,12 +189,8 @@ class Gallery:
     def _rows(self, table: str, ids: Iterable[int]) -> list[GalleryImage]:
         wanted = [int(each) for each in ids]
         columns = ", ".join(field.name for field in fields(GalleryImage))
-        found: dict[int, GalleryImage] = {}
-        for start in range(0, len(wanted), _IDS_AT_ONCE):
-            part = wanted[start : start + _IDS_AT_ONCE]
-            marks = ", ".join("?" * len(part))
-            rows = self._query(f"SELECT {columns} FROM {table} WHERE id IN ({marks})", part)
-            found.update((row[0], GalleryImage(*row)) for row in rows)
+        statement = f"SELECT {columns} FROM {table} WHERE id IN (SELECT value FROM json_each(?))"
+        found = {row[0]: GalleryImage(*row) for row in self._query(statement, [json.dumps(wanted)])}
         return [found[each] for each in wanted]
 
     def _query(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:
@@ -275,7 +266,7 @@ def pixel_digest(pixels: np.ndarray) -> bytes:
     """
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]
-    return hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+    return hashlib.sha256(pixels.tobytes()).digest()
 
 
 def make_thumbnail(pixels: np.ndarray, longest_side: int = 256) -> bytes:

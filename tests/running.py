@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,6 +84,28 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def memory_cgroup(limit: int) -> Iterator[Path]:
+    """A control group of `limit` bytes, version 1 or 2."""
+    parent = Path("/sys/fs/cgroup/memory")
+    name = "memory.limit_in_bytes"
+    if not parent.is_dir():
+        parent, name = Path("/sys/fs/cgroup"), "memory.max"
+    group = parent / f"reverse_image_search_{time.monotonic_ns()}"
+    try:
+        group.mkdir()
+        (group / name).write_text(str(limit))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        pytest.skip(f"no control group with a memory limit can be made here: {error}")
+    try:
+        yield group
+    finally:
+        with contextlib.suppress(OSError):  # a process in it may still be ending
+            group.rmdir()
 
 
 def script_environment(**variables: str) -> dict[str, str]:

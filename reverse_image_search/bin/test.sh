@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: test.sh [suite ...] [-- pytest options]
+# Usage: test.sh [--fast | suite ...] [-- pytest options]
 #
 # Installs what the tests need into .venv and runs all suites, or the named ones.
 #
@@ -10,6 +10,7 @@
 #   docker       the docker runtime, on a real Docker engine
 #   faults       killed processes, damaged files, hostile requests
 #
+#   --fast       unit tests and style alone, within two minutes
 #   -h, --help   this text
 #
 # Example: test.sh unit scripts -- -x -k port
@@ -28,13 +29,14 @@ source "$LIB_DIR/python_environment.sh"
 readonly SUITES=(unit integration scripts browser docker faults)
 
 main() {
-  local -a suites=() options=()
+  local -a suites=() options=() paths=()
   while (($#)); do
     case "$1" in
       -h | --help)
         print_help
         exit 0
         ;;
+      --fast) paths=(tests/unit tests/scripts/test_style.py) ;;
       --)
         options=("${@:2}")
         break
@@ -47,15 +49,16 @@ main() {
     esac
     shift
   done
-  ((${#suites[@]})) || suites=("${SUITES[@]}")
+  ((${#suites[@]} + ${#paths[@]})) || suites=("${SUITES[@]}")
+  paths+=("${suites[@]/#/tests/}")
 
   prepare_python "$REPO_ROOT/requirements-test.txt" "$REPO_ROOT/requirements-evaluate.txt"
   [[ " ${suites[*]} " != *" browser "* ]] || prepare_browser
   [[ " ${suites[*]} " != *" docker "* ]] || prepare_docker
 
-  echo "Suites: ${suites[*]}"
+  echo "Tests: ${paths[*]}"
   cd "$REPO_ROOT"
-  exec "$PYTHON" -I -m pytest --durations=15 "${options[@]}" "${suites[@]/#/tests/}"
+  exec "$PYTHON" -I -m pytest --durations=15 "${options[@]}" "${paths[@]}"
 }
 
 prepare_browser() {

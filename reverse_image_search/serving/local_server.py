@@ -37,7 +37,7 @@ from reverse_image_search.serving.tritonserver_wheel import (
 )
 
 _MEMORY_SHARE = 0.75  # of the machine's or container's, for the server and its models
-_NEEDED_MEMORY = 10**9  # bytes; 0.8 GB are in use when both models of the default build are ready
+_NEEDED_MEMORY = 1_500_000_000  # bytes; in 1 GB, the default build is READY but cannot answer
 
 
 def main() -> int:

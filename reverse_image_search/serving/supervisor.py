@@ -101,25 +101,26 @@ class Supervisor:
         """Wait until `server` dies or a stop is asked for: (was it ready, what happened)."""
         start = time.monotonic()
         ready = False
-        backend_processes: set[int] = set()
+        models: set[int] = set()
         checked = answered = start
         while not self._stopping:
             now = time.monotonic()
             if server.poll() is not None:
                 return ready, f"ended with {_exit_name(server.returncode)}"
             # From the start: one may die as soon as the server is READY.
-            backend_processes |= _children(server.pid)
-            used = used_memory({server.pid, *backend_processes}, self._shared_memory())
+            children = _children(server.pid)
+            models |= {pid for pid in children if _runs_a_model(pid)}
+            used = used_memory({server.pid, *children, *models}, self._shared_memory())
             if used > self._memory_limit:
                 # A request of a few bytes can ask Triton for any amount of memory (doc/faults.md).
                 os.killpg(server.pid, signal.SIGKILL)
                 return ready, (
-                    f"used {used / 2**30:.1f} GB of memory, more than its limit of "
-                    f"{self._memory_limit / 2**30:.1f} GB,"
+                    f"used {used / 2**30:.1f} GB of memory "
+                    f"(its limit: {self._memory_limit / 2**30:.1f} GB)"
                 )
             if ready:
                 # Triton goes on saying READY, and answers each request with an error.
-                if any(map(is_dead, backend_processes)):
+                if any(map(is_dead, models)):
                     server.kill()  # it would wait for the lost process before it stops
                     return True, "lost the process of a model"
                 if now - checked > _CHECK_INTERVAL:
@@ -214,7 +215,7 @@ def _end(server: subprocess.Popen) -> None:
 
 
 def _children(pid: int) -> set[int]:
-    """Process ids of living children of `pid`: the Python backend runs one for each model.
+    """Process ids of living children of `pid`.
 
     Not always all: proc(5) promises a whole list only while nothing changes, and a thread that
     ends, as those that load models do, hands its children to another.
@@ -224,6 +225,15 @@ def _children(pid: int) -> set[int]:
         with contextlib.suppress(OSError):
             children.update(int(child) for child in path.read_text().split())
     return {child for child in children if not is_dead(child)}
+
+
+def _runs_a_model(pid: int) -> bool:
+    """Whether a child of Triton is one of the Python backend's; its metrics start others."""
+    try:
+        program = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]
+    except OSError:
+        return False
+    return program.endswith(b"triton_python_backend_stub")
 
 
 def _exit_name(code: int) -> str:

@@ -27,8 +27,15 @@ main() {
 
   case "${1:-}" in
     "") ;;
-    --remove) take_name_off "$python_image"; take_name_off "$triton_image"; return ;;
-    *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+    --remove)
+      take_name_off "$python_image"
+      take_name_off "$triton_image"
+      return
+      ;;
+    *)
+      sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2
+      exit 2
+      ;;
   esac
 
   give_name "$python_image" make_python_image
@@ -89,8 +96,7 @@ make_python_image() {
 }
 
 packages() {
-  echo base-files,base-passwd,bash,coreutils,dash,findutils,grep,hostname,libc-bin,login,mawk,\
-passwd,sed,tar,util-linux,ca-certificates,libpython3.11,libstdc++6,python3,python3-venv
+  echo base-files,base-passwd,bash,coreutils,dash,findutils,grep,hostname,libc-bin,login,mawk,passwd,sed,tar,util-linux,ca-certificates,libpython3.11,libstdc++6,python3,python3-venv
 }
 
 # The build stage of our own Dockerfile holds torch for that Python already: the server's packages

@@ -1,4 +1,4 @@
-"""What the repository promises on paper, and its style."""
+"""What the repository promises on paper."""
 
 import os
 import re
@@ -25,7 +25,6 @@ SOURCES = [
     if path.suffix in (".py", ".sh")
 ]
 SCRIPT = re.compile(r"(?:reverse_image_search/bin|tests/docker)/[\w/]+\.sh")
-TOOLS = Path(sys.executable).parent  # where pip puts ruff and shellcheck
 
 
 def relative(path: Path) -> str:
@@ -110,41 +109,6 @@ def test_configuration_in_the_readme_is_the_default_one():
     assert written.startswith(beginning)
     rest = written.removeprefix(beginning)
     assert re.findall(r"batch_size: (\d+)", rest) == re.findall(r"\d+", omitted)
-
-
-def run_tool(*command: str) -> None:
-    result = subprocess.run(
-        [TOOLS / command[0], *command[1:]], cwd=REPO_ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
-SHELL_SCRIPTS = [*(path for path in SOURCES if path.suffix == ".sh"), REPO_ROOT / ".ci" / "run"]
-
-
-def test_shell_scripts_pass_shellcheck():
-    run_tool("shellcheck", *map(str, SHELL_SCRIPTS))
-
-
-def test_shell_scripts_are_formatted():
-    run_tool("shfmt", "--diff", *map(str, SHELL_SCRIPTS))
-
-
-def test_python_passes_ruff():
-    run_tool("ruff", "check", ".")
-
-
-def test_python_is_formatted():
-    run_tool("ruff", "format", "--check", ".")
-
-
-def test_imports_go_downwards_only():
-    """The rules stand in pyproject.toml."""
-    run_tool("lint-imports", "--no-cache")
-
-
-def test_types_are_right():
-    run_tool("mypy", "--python-executable", sys.executable)
 
 
 def test_every_script_of_bin_is_in_the_readme():

@@ -56,16 +56,14 @@ check_not_running() {
   esac
 }
 
-# end_with_script CONTAINER CODE
-# From now on the container ends with this script, and a signal ends the script with CODE.
+# end_with_script CONTAINER CODE: the container ends with this script, a signal ends it with CODE.
 # shellcheck disable=SC2064 # expands now
 end_with_script() {
   trap "remove_container $1" EXIT
   trap "exit $2" INT TERM HUP
 }
 
-# start_service SERVICE CONTAINER DETACH
-# Returns when the container is healthy. With DETACH=1, it then outlives the script.
+# start_service SERVICE CONTAINER DETACH: returns when it is healthy; DETACH=1: it then lives on.
 start_service() {
   local service="$1" container="$2" detach="$3" output hint=""
   end_with_script "$container" $((detach ? 130 : 0))

@@ -3,7 +3,7 @@
     fake_server.py PORT [BEHAVIOR]
 
 BEHAVIOR is what it does once it has been asked whether it is ready: nothing (default), `die`,
-`lose-model`, `hang`, or `eat` memory. With `crash` it ends at once.
+`lose-model`, `lose-other` (a child that runs no model), or `eat` memory. `crash` ends it at once.
 """
 
 import http.server
@@ -17,7 +17,10 @@ import time
 port, behavior = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
 if behavior == "crash":
     sys.exit(3)
-models = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
+models = [
+    subprocess.Popen(["triton_python_backend_stub", "600"], executable="/bin/sleep")
+    for _ in range(2)
+]
 marker = os.environ.get("ONCE")  # a file: what is done once is not done by the next server
 if marker and os.path.exists(marker):
     behavior = ""
@@ -31,6 +34,8 @@ def misbehave() -> None:
         os.kill(os.getpid(), signal.SIGABRT)
     if behavior == "lose-model":
         models[0].kill()
+    if behavior == "lose-other":
+        subprocess.run(["sleep", "0.5"])
     if behavior == "eat":
         chunks = []
         while True:

@@ -1,37 +1,14 @@
-import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from reverse_image_search.serving.memory import memory_limit, missing_memory, used_memory
-from tests.running import is_running, wait_until
+from tests.running import is_running, memory_cgroup, wait_until
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-@contextlib.contextmanager
-def cgroup(limit: int) -> Iterator[Path]:
-    """A control group of `limit` bytes, version 1 or 2."""
-    parent = Path("/sys/fs/cgroup/memory")
-    name = "memory.limit_in_bytes"
-    if not parent.is_dir():
-        parent, name = Path("/sys/fs/cgroup"), "memory.max"
-    group = parent / f"reverse_image_search_{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / name).write_text(str(limit))
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            group.rmdir()
-        pytest.skip(f"no control group with a memory limit can be made here: {error}")
-    try:
-        yield group
-    finally:
-        group.rmdir()
 
 
 def limit_seen_in(group: Path) -> int:
@@ -45,12 +22,12 @@ def limit_seen_in(group: Path) -> int:
 
 @pytest.mark.parametrize("gigabytes", [1, 2, 4])
 def test_the_limit_of_a_container_counts(gigabytes):
-    with cgroup(gigabytes * 2**30) as group:
+    with memory_cgroup(gigabytes * 2**30) as group:
         assert limit_seen_in(group) == gigabytes * 2**30
 
 
 def test_a_limit_above_the_machine_does_not_count():
-    with cgroup(2**45) as group:
+    with memory_cgroup(2**45) as group:
         assert limit_seen_in(group) == min(MACHINE, memory_limit())
 
 

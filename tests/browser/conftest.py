@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from tests.running import (
     REPO_ROOT,
     Triton,
     free_ports,
+    open_url,
     script_environment,
     wait_until,
 )
@@ -70,7 +70,7 @@ def _running_app(
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}_stcore/health", timeout=2) as answer:
+        with open_url(f"{url}_stcore/health", timeout=2) as answer:
             return answer.status == 200
     except OSError:
         return False

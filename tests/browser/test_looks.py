@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.app_page import PATIENCE
+from tests.running import open_url
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
@@ -129,6 +130,6 @@ def test_upload_from_another_site_is_refused(app):
         f"{app.url}_stcore/upload_file/session/file", data=b"x", method="PUT"
     )
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=10)
+        open_url(request, timeout=10)
 
     assert refused.value.code == 403

@@ -21,6 +21,7 @@ from reverse_image_search.client.search import (
     served_identity,
 )
 from reverse_image_search.gallery import Gallery, GalleryWriter
+from tests.running import open_url
 
 QUERIES = 1000
 # Scores closer than this are ties: float32 sums in another order may rank them either way.
@@ -175,7 +176,7 @@ def infer_with_json(url: str, model: str, tensor: list, shape: list[int]) -> dic
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with open_url(request, timeout=60) as response:
         answer = json.load(response)
     return {
         output["name"]: np.array(output["data"]).reshape(output["shape"])

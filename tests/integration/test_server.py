@@ -18,12 +18,12 @@ from reverse_image_search.layout import MODEL_FILENAME, config_file, version_fol
 from reverse_image_search.serving.export import write_model_files
 from reverse_image_search.serving.model_config import ServerSettings, model_config
 from reverse_image_search.serving.publishing import staging
-from tests.running import wait_until
+from tests.running import open_url, wait_until
 
 
 def get(url: str) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(url, timeout=60) as response:
+        with open_url(url, timeout=60) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -150,7 +150,7 @@ def test_requests_outside_the_contract_are_answered_with_an_error(
     )
 
     with pytest.raises(urllib.error.HTTPError) as failure:
-        urllib.request.urlopen(request, timeout=60)
+        open_url(request, timeout=60)
     assert failure.value.code in (400, 500)
     assert json.load(failure.value)["error"]
     assert client.embed(query_pixels[:1]).shape[0] == 1

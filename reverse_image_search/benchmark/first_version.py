@@ -25,11 +25,7 @@ def write_first_version(folder: Path) -> None:
     for model, module, input_ndim in zip(contract.MODELS, (encoder, index), (4, 2), strict=True):
         write_model_files({MODEL_FILENAME: module}, version_folder(folder, model.name), input_ndim)
         config = model_config(
-            model,
-            embedding_dim=_DIM,
-            top_k=_TOP_K,
-            example_dims=None,  # not warmed up
-            parameters={},
+            model, embedding_dim=_DIM, top_k=_TOP_K, example_dims=None, parameters={},
             settings=ServerSettings(dynamic_batching=False),
-        )
+        )  # fmt: skip
         config_file(folder, model.name).write_text(config)

@@ -8,10 +8,7 @@ Each size is measured in a process of its own, which bounds the memory and shows
 
 from __future__ import annotations
 
-import argparse
 import json
-import multiprocessing
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,11 +17,15 @@ import faiss
 import numpy as np
 import psutil
 import torch
+from matplotlib.figure import Figure
 
-from reverse_image_search.benchmark.in_process import build_embeddings
-from reverse_image_search.benchmark.measurements import describe_machine
+from reverse_image_search.benchmark.in_process import load_models
+from reverse_image_search.benchmark.measurements import describe_machine, in_own_process
+from reverse_image_search.benchmark.query_tensors import query_tensors
+from reverse_image_search.evaluation.command_line import make_parser
+from reverse_image_search.gallery import Gallery
 from reverse_image_search.indexes.exact import ExactIndex
-from reverse_image_search.layout import MODEL_FILENAME
+from reverse_image_search.layout import MODEL_FILENAME, gallery_file
 from reverse_image_search.serving.export import load_torchscript, write_model_files
 
 _NOISE = 0.02  # standard deviation, per component of a unit vector
@@ -33,12 +34,8 @@ _BATCH_SIZES = (1, 8, 32)
 _SECONDS = 1.0  # that each batch size is measured for, at least
 
 
-def measure(embeddings: np.ndarray, queries: np.ndarray, size: int) -> dict:
+def measure_index_search(output_dir: Path, size: int) -> dict:
     """Both indexes on a gallery of `size`.
-
-    Parameters
-    ----------
-    embeddings, queries : (N, D) and (n, D) float32, unit length
 
     Returns
     -------
@@ -47,11 +44,13 @@ def measure(embeddings: np.ndarray, queries: np.ndarray, size: int) -> dict:
     """
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
+    with torch.inference_mode():
+        queries = load_models(output_dir)[0](torch.from_numpy(query_tensors(output_dir, 256)))
+    _, embeddings = Gallery(gallery_file(output_dir)).embeddings()
     gallery = np.resize(embeddings, (size, embeddings.shape[1]))
     generator = np.random.default_rng(0)
-    for start in range(len(embeddings), size, len(embeddings)):
-        part = gallery[start : start + len(embeddings)]
-        part += _NOISE * generator.standard_normal(part.shape, np.float32)
+    for part in np.split(gallery, range(len(embeddings), size, len(embeddings)))[1:]:
+        part += _NOISE * generator.standard_normal(part.shape, np.float32)  # in place
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "1" / MODEL_FILENAME
         index = ExactIndex(torch.from_numpy(gallery), torch.arange(size), _TOP_K)
@@ -59,9 +58,12 @@ def measure(embeddings: np.ndarray, queries: np.ndarray, size: int) -> dict:
         del index
         before, start = psutil.Process().memory_info().rss, time.perf_counter()
         exact = load_torchscript(path)
-        load_seconds = time.perf_counter() - start
-        memory_mb = (psutil.Process().memory_info().rss - before) / 1e6
-        file_mb = path.stat().st_size / 1e6
+        row = {
+            "gallery": size,
+            "load_seconds": time.perf_counter() - start,
+            "memory_mb": (psutil.Process().memory_info().rss - before) / 1e6,
+            "file_mb": path.stat().st_size / 1e6,
+        }
     peer = faiss.IndexFlatIP(gallery.shape[1])
     peer.add(gallery / np.linalg.norm(gallery, axis=1, keepdims=True))
     exact_ms: dict[int, float] = {}
@@ -74,44 +76,49 @@ def measure(embeddings: np.ndarray, queries: np.ndarray, size: int) -> dict:
             first = len(times) * batch_size % (len(queries) - batch_size + 1)
             batch = queries[first : first + batch_size]
             start = time.perf_counter()
-            expected, _ = peer.search(batch, _TOP_K)
+            expected, _ = peer.search(batch.numpy(), _TOP_K)
             between = time.perf_counter()
             with torch.inference_mode():
-                _, scores = exact(torch.from_numpy(batch))
+                _, scores = exact(batch)
             times.append((between - start, time.perf_counter() - between))
             difference = max(difference, float(np.abs(scores.numpy() - expected).max()))
         medians = 1e3 * np.median(times[3:], axis=0)  # three warm up
         faiss_ms[batch_size], exact_ms[batch_size] = medians.tolist()
-    return {
-        "gallery": size,
-        "exact_ms": exact_ms,
-        "faiss_ms": faiss_ms,
-        "score_difference": difference,
-        "load_seconds": load_seconds,
-        "memory_mb": memory_mb,
-        "file_mb": file_mb,
-    }
+    return row | {"exact_ms": exact_ms, "faiss_ms": faiss_ms, "score_difference": difference}
 
 
-def main() -> int:
+def plot_growth(rows: list[dict], path: Path) -> None:
+    """Time and memory of a search against the size of the gallery."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    time_axes, memory_axes = figure.subplots(1, 2)
+    sizes = [row["gallery"] for row in rows]
+    for index in ("exact", "faiss"):
+        for queries in (1, 32):
+            times = [row[f"{index}_ms"][queries] / queries for row in rows]
+            time_axes.plot(sizes, times, "o-", label=f"{index}, {queries} queries at once, each")
+    for key in ("memory_mb", "file_mb"):
+        memory_axes.plot(sizes, [row[key] for row in rows], "o-", label=key.partition("_")[0])
+    for axes, unit in ((time_axes, "ms"), (memory_axes, "MB")):
+        axes.set(xscale="log", yscale="log", xlabel="vectors in the gallery", ylabel=unit)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(describe_machine())
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
     """Print a row per size as JSON; draw them with --plot."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--output-dir", type=Path, required=True, help="of a build")
+    parser = make_parser(main.__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[60_000, 600_000, 6_000_000])
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    embeddings, queries = build_embeddings(options.output_dir)
     rows = []
     for size in options.sizes:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rows.append(pool.apply(measure, (embeddings, queries, size)))
+        rows.append(in_own_process(measure_index_search, options.output_dir, size))
         print(json.dumps(rows[-1]), flush=True)
     if options.plot:
-        from reverse_image_search.benchmark.plot import plot_growth
-
-        plot_growth(rows, describe_machine(), options.plot)
-    return 0
+        plot_growth(rows, options.plot)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,7 +8,6 @@ the answer: int64 ids followed by float32 scores.
 
 from __future__ import annotations
 
-import argparse
 import base64
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from reverse_image_search.benchmark.in_process import load_models
+from reverse_image_search.evaluation.command_line import make_parser
 
 _PROCESSES = 2  # of one thread each; the machine that this was tuned on has two processors
 
@@ -39,18 +39,10 @@ class Search(litserve.LitAPI):
         pixels = np.frombuffer(base64.b64decode(request["pixels"]), np.float32)
         return torch.from_numpy(pixels.reshape(3, -1, request["width"]).copy())
 
-    def batch(self, inputs: list[Tensor]) -> Tensor:
-        """Images of one batch."""
-        return torch.stack(inputs)
-
-    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids and scores of a batch."""
+    def predict(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Ids and scores of each image of a batch."""
         with torch.inference_mode():
-            return self._similarity(self._encoder(x))
-
-    def unbatch(self, output: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Ids and scores of each image."""
-        return list(zip(*output, strict=True))
+            return list(zip(*self._similarity(self._encoder(x)), strict=True))
 
     def encode_response(self, output: tuple[Tensor, Tensor]) -> dict:
         """JSON of the answer."""
@@ -59,10 +51,7 @@ class Search(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=Search.__doc__)
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--port", type=int, required=True)
-    options = parser.parse_args()
+    options = make_parser(Search.__doc__, port=int).parse_args()
     api = Search(options.output_dir)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=_PROCESSES)
     server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False)

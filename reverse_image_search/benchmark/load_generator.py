@@ -1,19 +1,15 @@
-"""Clients that search without pause, in a process of their own.
+"""Clients that search without pause.
 
 One thread drives all connections and sends requests that were made beforehand, so that the
 generator takes little processor time from the server; it reports how much it took.
-
-    python -m reverse_image_search.benchmark.load_generator --scenario two_calls --clients 32 ...
 """
 
 from __future__ import annotations
 
-import argparse
+import asyncio
 import base64
+import itertools
 import json
-import selectors
-import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,8 +47,8 @@ def _post(path: str, body: bytes, *headers: str) -> bytes:
 def _infer(model: contract.ModelSpec, tensor: np.ndarray) -> bytes:
     (spec,) = model.inputs
     infer_input = InferInput(spec.name, tensor.shape, spec.datatype)
-    infer_input.set_data_from_numpy(tensor, binary_data=True)
-    outputs = [InferRequestedOutput(output.name, binary_data=True) for output in model.outputs]
+    infer_input.set_data_from_numpy(tensor)
+    outputs = [InferRequestedOutput(output.name) for output in model.outputs]  # binary
     body, length = InferenceServerClient.generate_request_body([infer_input], outputs=outputs)
     return _post(f"/v2/models/{model.name}/infer", body, f"{_HEADER_LENGTH}: {length}")
 
@@ -64,7 +60,7 @@ def _infer_json(model: contract.ModelSpec, shape: tuple[int, ...], data: list[fl
 
 
 def _pass_embedding_on(head: bytes, body: bytes) -> bytes:
-    embedding = np.frombuffer(body[int(_field(head, _HEADER_LENGTH)) :], np.float32)
+    embedding = np.frombuffer(body[_integer(head, _HEADER_LENGTH) :], np.float32)
     return _infer(contract.VECTOR_SIMILARITY, embedding[None])
 
 
@@ -95,126 +91,69 @@ SCENARIOS = {
 }
 
 
-class _Client:
-    """One connection, which searches again when its last search is complete."""
-
-    def __init__(self, address: tuple[str, int], scenario: Scenario) -> None:
-        self.socket = socket.create_connection(address, timeout=30)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._second = scenario.second
-        self._received = bytearray()
-
-    def search(self, request: bytes) -> None:
-        self._is_second, self._start = False, time.perf_counter()
-        self.socket.sendall(request)
-
-    def receive(self) -> float | None:
-        """Seconds that the search took, once its answer is complete."""
-        part = self.socket.recv(1 << 18)
-        if not part:
-            raise ConnectionError("the server closed the connection")
-        self._received += part
-        head, separator, body = bytes(self._received).partition(b"\r\n\r\n")
-        if not separator or len(body) < int(_field(head, "Content-Length")):
-            return None
-        self._received.clear()
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise ConnectionError(f"the server answered {head[:60]!r}: {body[:300]!r}")
-        if self._second and not self._is_second:
-            self._is_second = True
-            self.socket.sendall(self._second(head, body))
-            return None
-        return time.perf_counter() - self._start
-
-
-def _field(head: bytes, name: str) -> bytes:
-    _, _, rest = head.lower().partition(f"\r\n{name.lower()}:".encode())
-    return rest.partition(b"\r\n")[0]
-
-
 def generate_load(
-    scenario: Scenario,
-    images: np.ndarray,
-    address: tuple[str, int],
-    clients: int,
-    warm_up: float,
-    seconds: float,
+    url: str, scenario: str, clients: int, output_dir: Path, warm_up: float, seconds: float
 ) -> dict:
-    """Search for `warm_up` + `seconds` seconds and report on the latter.
-
-    Parameters
-    ----------
-    images : (n, 3, height, width) float32 RGB, 0 to 1, searched with in turn
+    """Search with a build's queries for `warm_up` + `seconds` seconds, and report on the latter.
 
     Returns
     -------
-    queries, queries_per_second, p50_ms, p95_ms, p99_ms, seconds, cpu_seconds (of this process)
+    queries_per_second, p50_ms, p95_ms, p99_ms, generator_cpus (processors that this process took)
+
+    Raises
+    ------
+    OSError, EOFError : the server does not answer, or not with status 200
     """
-    requests = [scenario.first(image[None]) for image in images]
-    selector = selectors.DefaultSelector()
-    for number in range(clients):
-        client = _Client(address, scenario)
-        selector.register(client.socket, selectors.EVENT_READ, client)
-        client.search(requests[number % len(requests)])
+    import uvloop  # of requirements-benchmark.txt
+
+    images = query_tensors(output_dir, _PREPARED_QUERIES)
+    return uvloop.run(_generate_load(url, SCENARIOS[scenario], clients, images, warm_up, seconds))
+
+
+async def _generate_load(
+    url: str, scenario: Scenario, clients: int, images: np.ndarray, warm_up: float, seconds: float
+) -> dict:
+    server = urlsplit(url)
+    requests = itertools.cycle([scenario.first(image[None]) for image in images])
     latencies: list[float] = []
-    started = clients
-    now = time.perf_counter()
-    begin, end, cpu_before = now + warm_up, now + warm_up + seconds, 0.0
-    while now < end:
-        events = selector.select(timeout=30)
-        if not events:
-            raise ConnectionError("the server did not answer within 30 s")
-        for key, _ in events:
-            latency = key.data.receive()
-            if latency is None:
-                continue
-            if cpu_before:
-                latencies.append(latency)
-            key.data.search(requests[started % len(requests)])
-            started += 1
-        now = time.perf_counter()
-        if not cpu_before and now >= begin:
-            cpu_before, begin = time.process_time(), now
-    for key in list(selector.get_map().values()):
-        key.data.socket.close()
-    percentiles = np.percentile(np.array(latencies) * 1e3, [50, 95, 99]).tolist()
+    begin = time.perf_counter() + warm_up
+    end = begin + seconds
+
+    async def search_until_the_end() -> None:
+        reader, writer = await asyncio.open_connection(server.hostname, server.port)
+        while (start := time.perf_counter()) < end:
+            writer.write(next(requests))
+            answer = await _read_answer(reader)
+            if scenario.second:
+                writer.write(scenario.second(*answer))
+                await _read_answer(reader)
+            if begin < (now := time.perf_counter()) < end:
+                latencies.append(now - start)
+        writer.close()
+
+    async def share_of_a_processor() -> float:
+        await asyncio.sleep(warm_up)
+        before = time.process_time()
+        await asyncio.sleep(seconds)
+        return (time.process_time() - before) / seconds
+
+    async with asyncio.timeout(warm_up + seconds + 30):
+        cpus = asyncio.create_task(share_of_a_processor())
+        await asyncio.gather(*(search_until_the_end() for _ in range(clients)))
     return {
-        "clients": clients,
-        "queries": len(latencies),
-        "queries_per_second": len(latencies) / (now - begin),
-        **dict(zip(("p50_ms", "p95_ms", "p99_ms"), percentiles, strict=True)),
-        "cpu_seconds": time.process_time() - cpu_before,
-        "seconds": now - begin,
+        "queries_per_second": len(latencies) / seconds,
+        **{f"p{p}_ms": 1e3 * np.percentile(latencies, p) for p in (50, 95, 99)},
+        "generator_cpus": await cpus,
     }
 
 
-def main() -> int:
-    """Print the report of one run as JSON."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--scenario", choices=SCENARIOS, required=True)
-    parser.add_argument("--output-dir", type=Path, required=True, help="of a build")
-    parser.add_argument("--clients", type=int, default=1)
-    parser.add_argument("--warm-up", type=float, default=1.0, help="seconds")
-    parser.add_argument("--seconds", type=float, default=5.0)
-    options = parser.parse_args()
-    url = urlsplit(options.url)
-    images = query_tensors(options.output_dir, _PREPARED_QUERIES)
-    try:
-        report = generate_load(
-            SCENARIOS[options.scenario],
-            images,
-            (url.hostname or "127.0.0.1", url.port or 80),
-            options.clients,
-            options.warm_up,
-            options.seconds,
-        )
-    except OSError as error:
-        print(f"{options.scenario} at {options.url}: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(report))
-    return 0
+async def _read_answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    head = await reader.readuntil(b"\r\n\r\n")
+    body = await reader.readexactly(_integer(head, "Content-Length"))
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise ConnectionError(f"the server answered {head[:60]!r}: {body[:300]!r}")
+    return head, body
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _integer(head: bytes, field: str) -> int:
+    return int(head.lower().partition(f"\r\n{field.lower()}:".encode())[2].partition(b"\r\n")[0])

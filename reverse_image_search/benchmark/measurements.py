@@ -1,22 +1,26 @@
-"""Single measurements, each in a process of its own."""
+"""Single measurements, each in a process of its own, and what the server says of itself."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import platform
-import subprocess
-import sys
 import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from reverse_image_search.benchmark.server_statistics import (
-    server_cpu_seconds,
-    statistics_between,
-    triton_statistics,
-)
-from reverse_image_search.layout import REPOSITORY_ROOT
+import numpy as np
+import psutil
+
+from reverse_image_search import contract
+from reverse_image_search.benchmark.load_generator import generate_load
+
+# A loopback address must not be asked through a proxy.
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 class BenchmarkError(Exception):
@@ -24,35 +28,55 @@ class BenchmarkError(Exception):
 
 
 def measure_load(url: str, scenario: str, clients: int, output_dir: Path, seconds: float) -> dict:
-    """One run of the load generator, with the server's own figures.
+    """`generate_load`'s report, with server_cpus, and Triton's own statistics by model.
 
-    Returns
-    -------
-    `generate_load`'s report, and server_cpus, generator_cpus, and Triton's statistics by model
+    Raises
+    ------
+    BenchmarkError : the server does not answer, or not with status 200
     """
     port = int(url.rpartition(":")[2])
-    cpu_before, statistics_before = server_cpu_seconds(port), triton_statistics(url)
-    begin = time.perf_counter()
-    report = run_module(
-        "load_generator", "--url", url, "--scenario", scenario, "--clients", clients,
-        "--output-dir", output_dir, "--seconds", seconds, "--warm-up", seconds / 2,
-    )  # fmt: skip
+    cpu_before, counts_before = _cpu_seconds(port), _triton_counts(url)
+    begin, load = time.perf_counter(), (url, scenario, clients, output_dir, seconds / 2, seconds)
+    try:
+        report = in_own_process(generate_load, *load)
+    except (OSError, EOFError) as error:
+        raise BenchmarkError(f"{scenario} at {url}: {error!r}") from error
     # The server's share includes the warm-up, so it is given per second of the whole run.
-    report["server_cpus"] = (server_cpu_seconds(port) - cpu_before) / (time.perf_counter() - begin)
-    report["generator_cpus"] = report["cpu_seconds"] / report["seconds"]
-    report["triton"] = statistics_between(statistics_before, triton_statistics(url))
+    report["server_cpus"] = (_cpu_seconds(port) - cpu_before) / (time.perf_counter() - begin)
+    report["triton"] = {}
+    for name, after in _triton_counts(url).items():
+        images, batches, requests, queued, computed = after - counts_before[name]
+        if batches and name != contract.IMAGE_SEARCH.name:
+            report["triton"][name] = {
+                "batch": images / batches,
+                "queue_ms": queued / requests / 1e6,
+                "compute_ms": computed / requests / 1e6,
+            }
     return report
 
 
-def run_module(name: str, *arguments: object) -> dict:
-    """The JSON that a module of this folder prints."""
-    command = [sys.executable, "-I", "-m", f"reverse_image_search.benchmark.{name}"]
-    result = subprocess.run(
-        [*command, *map(str, arguments)], cwd=REPOSITORY_ROOT, capture_output=True, text=True
-    )
-    if result.returncode != 0:
-        raise BenchmarkError(f"{name} failed: {result.stderr.strip()}")
-    return json.loads(result.stdout)
+def in_own_process(function: Callable[..., dict], *arguments: object) -> dict:
+    """Result of a call in a process of its own, with its own threads and memory."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(function, *arguments).result()
+
+
+def answer(url: str) -> bytes | None:
+    """What the server answers; None where it does not, or with another status than 200."""
+    with contextlib.suppress(OSError), _open(url, timeout=10) as response:
+        return response.read()
+    return None
+
+
+def server_processes(port: int) -> list[psutil.Process]:
+    """The processes that listen on `port`, and their descendants."""
+    pids = {
+        each.pid
+        for each in psutil.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port
+    }
+    servers = [psutil.Process(pid) for pid in pids if pid]
+    return list({*servers, *(c for each in servers for c in each.children(recursive=True))})
 
 
 def describe_machine() -> str:
@@ -60,7 +84,24 @@ def describe_machine() -> str:
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, IndexError):
         info = Path("/proc/cpuinfo").read_text()
-        model = info.split("model name")[1].split(":", 1)[1].split("\n", 1)[0].strip()
+        model = info.split("model name")[1].splitlines()[0].strip("\t :")
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     load = os.getloadavg()[1]
     return f"{model}, {os.cpu_count()} processors, {now}, load of the last 5 minutes {load:.1f}"
+
+
+def _cpu_seconds(port: int) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in server_processes(port))
+
+
+def _triton_counts(url: str) -> dict[str, np.ndarray]:
+    """By model: images, batches, requests, and nanoseconds queued and computed; {} for others."""
+    statistics = json.loads(answer(f"{url}/v2/models/stats") or '{"model_stats": []}')
+    counts = {}
+    for model in statistics["model_stats"]:
+        of = model["inference_stats"]
+        times = of["success"]["count"], of["queue"]["ns"], of["compute_infer"]["ns"]
+        counts[model["name"]] = np.array(
+            [model["inference_count"], model["execution_count"], *times]
+        )
+    return counts

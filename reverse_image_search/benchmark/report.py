@@ -1,8 +1,11 @@
-"""What the benchmark's measurements say: medians, ratios with their targets, and tables."""
+"""What the benchmark's measurements say: medians, ratios with their targets, tables, a plot."""
 
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
+
+from reverse_image_search.evaluation.command_line import print_table
 
 TARGETS = {  # ratio: (target, whether less is better)
     "two calls, 1 client: p50 over in-process": (1.25, True),
@@ -19,43 +22,41 @@ TARGETS = {  # ratio: (target, whether less is better)
     "first request over the median": (1.5, True),
     "backend, 1 client: milliseconds added to a call": (0.3, True),
 }
+_FIGURES = ("queries_per_second", "p50_ms", "p95_ms", "p99_ms", "server_cpus", "generator_cpus")
 
 
 def median_row(name: str, clients: int, reports: list[dict]) -> dict:
     """Medians of the repeats; `spread` is (largest - smallest) / median of the throughput."""
-    row: dict = {"name": name, "clients": clients}
-    latencies, cpus = ("p50_ms", "p95_ms", "p99_ms"), ("server_cpus", "generator_cpus")
-    for key in ("queries_per_second", *latencies, *cpus):
-        if key in reports[0]:
-            row[key] = statistics.median(report[key] for report in reports)
+    medians = {
+        key: statistics.median(report[key] for report in reports)
+        for key in _FIGURES
+        if key in reports[0]
+    }
     throughputs = [report["queries_per_second"] for report in reports]
-    row["spread"] = (max(throughputs) - min(throughputs)) / row["queries_per_second"]
-    for key in ("triton", "model_ms"):
-        if reports[-1].get(key):
-            row[key] = reports[-1][key]
-    return row
+    spread = (max(throughputs) - min(throughputs)) / medians["queries_per_second"]
+    last = {key: reports[-1][key] for key in ("triton", "model_ms") if reports[-1].get(key)}
+    return {"name": name, "clients": clients, **medians, "spread": spread, **last}
 
 
 def compute_ratios(rows: list[dict]) -> dict[str, float]:
     """The figures that have a target, as far as they were measured."""
     found = {(row["name"], row["clients"]): row for row in rows}
     ratios = {}
-    limit_ms = found["in-process, 1 threads, batch 1", 0]["p50_ms"]
-    limit = max(row["queries_per_second"] for row in rows if not row["clients"])
-    alone_ms = found["in-process, 1 threads, batch 1", 0].get("model_ms", {})
-    in_backend = found.get(("two calls", 1), {}).get("triton", {})
-    if alone_ms and in_backend:
+    alone = found["in-process, 1 threads, batch 1", 0]
+    in_backend = found.get(("two calls", 1), {}).get("triton")
+    if in_backend and "model_ms" in alone:
         # What Triton counts for a call to the backend, less what the model takes by itself.
         ratios["backend, 1 client: milliseconds added to a call"] = statistics.mean(
-            in_backend[name]["compute_ms"] - milliseconds for name, milliseconds in alone_ms.items()
+            in_backend[name]["compute_ms"] - milliseconds
+            for name, milliseconds in alone["model_ms"].items()
         )
     for way in ("two calls", "one call"):
         own = {clients: row for (name, clients), row in found.items() if name == way}
         if not own:
             continue
-        ratios[f"{way}, 1 client: p50 over in-process"] = own[1]["p50_ms"] / limit_ms
+        ratios[f"{way}, 1 client: p50 over in-process"] = own[1]["p50_ms"] / alone["p50_ms"]
         best = max(row["queries_per_second"] for row in own.values())
-        ratios[f"{way}: best throughput over in-process"] = best / limit
+        ratios[f"{way}: best throughput over in-process"] = best / _limit(rows)
         for peer in ("FastAPI", "LitServe", "the first version"):
             if (peer, 32) in found:
                 ratios[f"{way} over {peer}, 32 clients"] = (
@@ -66,35 +67,61 @@ def compute_ratios(rows: list[dict]) -> dict[str, float]:
 
 def print_report(report: dict) -> None:
     """Tables of all rows, Triton's own statistics and the ratios."""
-    limit = max(row["queries_per_second"] for row in report["rows"] if not row["clients"])
-    print(f"\n{report['machine']}\n")
-    print("| what | clients | queries/s | of the limit | p50 ms | p95 ms | p99 ms | spread "
-          "| CPUs: server | generator |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for row in report["rows"]:
-        print(
-            f"| {row['name']} | {row['clients'] or ''} | {row['queries_per_second']:.0f} "
-            f"| {row['queries_per_second'] / limit:.2f} | {row['p50_ms']:.2f} "
-            f"| {row['p95_ms']:.2f} | {row['p99_ms']:.2f} | {row['spread']:.0%} "
-            f"| {row.get('server_cpus', 0):.2f} | {row.get('generator_cpus', 0):.2f} |"
-        )
-    print("\n| Triton's own statistics | clients | model | batch | queue ms | compute ms |")
-    print("|---|---|---|---|---|---|")
-    for row in report["rows"]:
-        for model, figures in row.get("triton", {}).items():
-            print(
-                f"| {row['name']} | {row['clients']} | {model} | {figures['batch']:.1f} "
-                f"| {figures['queue_ms']:.2f} | {figures['compute_ms']:.2f} |"
-            )
+    rows = report["rows"]
+    print(f"\n{report['machine']}")
+    print_table(
+        ("what", "clients", "queries/s", "p50 ms", "p95 ms", "p99 ms", "CPUs: server",
+         "generator", "spread", "of the limit"),
+        [
+            [row["name"], row["clients"] or "", *(row.get(key, 0.0) for key in _FIGURES),
+             row["spread"], row["queries_per_second"] / _limit(rows)]
+            for row in rows
+        ],
+    )  # fmt: skip
+    print_table(
+        ("Triton's own statistics", "clients", "model", "batch", "queue ms", "compute ms"),
+        [
+            [row["name"], row["clients"], model, *figures.values()]
+            for row in rows
+            for model, figures in row.get("triton", {}).items()
+        ],
+    )
     if search := report.get("index_search"):
-        print(f"\n| exact search of {search['gallery']:,}: queries | FAISS ms | here ms | ratio |")
-        print("|---|---|---|---|")
-        for queries, faiss_ms in search["faiss_ms"].items():
-            here_ms = search["exact_ms"][queries]
-            print(f"| {queries} | {faiss_ms:.2f} | {here_ms:.2f} | {here_ms / faiss_ms:.2f} |")
-    print("\n| ratio | measured | target | met |\n|---|---|---|---|")
+        print_table(
+            (f"exact search of {search['gallery']:,}: queries", "FAISS ms", "here ms", "ratio"),
+            [
+                [queries, faiss_ms, here_ms := search["exact_ms"][queries], here_ms / faiss_ms]
+                for queries, faiss_ms in search["faiss_ms"].items()
+            ],
+        )
+    targets = []
     for name, ratio in report["ratios"].items():
         target, less = TARGETS[name]
-        met = ratio <= target if less else ratio >= target
-        print(f"| {name} | {ratio:.2f} | {'≤' if less else '≥'} {target} "
-              f"| {'yes' if met else 'no'} |")  # fmt: skip
+        is_met = ratio <= target if less else ratio >= target
+        targets.append([name, ratio, f"{'≤' if less else '≥'} {target}", "yes" if is_met else "no"])
+    print_table(("ratio", "measured", "target", "met"), targets)
+
+
+def plot_load(rows: list[dict], machine: str, path: Path) -> None:
+    """Latency against throughput, one line per server."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(row["name"] for row in rows if row["clients"]):
+        points = [row for row in rows if row["name"] == name]
+        places = [(row["queries_per_second"], row["p50_ms"]) for row in points]
+        axes.plot(*zip(*places, strict=True), "o-", label=name)
+        for row, place in zip(points, places, strict=True):
+            axes.annotate(str(row["clients"]), place, (4, 4), textcoords="offset points")
+    axes.axvline(_limit(rows), color="gray", linestyle=":", label="in-process limit")
+    axes.set(xlabel="queries per second", ylabel="median latency, ms", yscale="log",
+             title=f"Numbers at the points: clients\n{machine}")  # fmt: skip
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def _limit(rows: list[dict]) -> float:
+    """Best throughput in process."""
+    return max(row["queries_per_second"] for row in rows if not row["clients"])

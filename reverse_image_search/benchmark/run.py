@@ -10,20 +10,28 @@ import contextlib
 import json
 import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 from reverse_image_search import contract
+from reverse_image_search.benchmark.in_process import measure_in_process
 from reverse_image_search.benchmark.measurements import (
     BenchmarkError,
+    answer,
     describe_machine,
+    in_own_process,
     measure_load,
-    run_module,
 )
-from reverse_image_search.benchmark.report import compute_ratios, median_row, print_report
-from reverse_image_search.benchmark.server_statistics import served_models
+from reverse_image_search.benchmark.report import (
+    compute_ratios,
+    median_row,
+    plot_load,
+    print_report,
+)
 from reverse_image_search.benchmark.servers import own_server, peers
+from reverse_image_search.evaluation.command_line import make_parser
 from reverse_image_search.gallery import Gallery, GalleryError
-from reverse_image_search.layout import REPOSITORY_ROOT, START_COMMAND, gallery_file
+from reverse_image_search.layout import START_COMMAND, gallery_file
 
 _CLIENTS = (1, 8, 32, 64)
 _PEER_CLIENTS = (1, 32)
@@ -32,7 +40,12 @@ _BATCH_SIZES = (1, 8, 16, 32, 64)
 
 def main() -> int:
     """Measure, print, and write what was asked for; returns the exit code."""
-    options = _parse()
+    parser = make_parser(main.__doc__, seconds=3.0, repeats=3)
+    parser.add_argument("--start", action="store_true", help="start a server for the measurement")
+    parser.add_argument("--compare", action="store_true", help="measure the peers too")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE")
+    options = parser.parse_args()
     try:
         report = measure(options)
     except (BenchmarkError, GalleryError) as error:
@@ -42,8 +55,6 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     if options.plot:
-        from reverse_image_search.benchmark.plot import plot_load
-
         plot_load(report["rows"], report["machine"], options.plot)
     return 0
 
@@ -69,20 +80,22 @@ def measure(options: argparse.Namespace) -> dict:
         rows = _measure_servers(options, url)
     report: dict = {"machine": describe_machine(), "rows": rows}
     if options.compare:
-        search = run_module("index_search", "--output-dir", options.output_dir, "--sizes", size)
+        from reverse_image_search.benchmark.index_search import measure_index_search
+
+        search = in_own_process(measure_index_search, options.output_dir, size)
         report["index_search"] = search
-        one_query = search["exact_ms"]["1"] / search["faiss_ms"]["1"]
-        ratios["exact search, one query: over FAISS"] = one_query
-    report["ratios"] = compute_ratios(rows) | ratios
-    return report
+        ratios["exact search, one query: over FAISS"] = (
+            search["exact_ms"][1] / search["faiss_ms"][1]
+        )
+    return report | {"ratios": compute_ratios(rows) | ratios}
 
 
 def _measure_servers(options: argparse.Namespace, url: str) -> list[dict]:
     output_dir, seconds = options.output_dir, options.seconds
-    reports: dict[tuple[str, int], list[dict]] = {}
+    reports: dict[tuple[str, int], list[dict]] = defaultdict(list)
 
     def add(name: str, clients: int, report: dict) -> None:
-        reports.setdefault((name, clients), []).append(report)
+        reports[name, clients].append(report)
         print(f"  {name}, {clients or 'no'} clients: {report['queries_per_second']:.0f} queries/s, "
               f"p50 {report['p50_ms']:.2f} ms", flush=True)  # fmt: skip
 
@@ -90,49 +103,33 @@ def _measure_servers(options: argparse.Namespace, url: str) -> list[dict]:
     for repeat in range(options.repeats):
         print(f"repeat {repeat + 1} of {options.repeats}", flush=True)
         for threads in sorted({1, os.cpu_count() or 1}):
-            in_process = run_module(
-                "in_process", "--output-dir", output_dir, "--threads", threads,
-                "--seconds", seconds, "--batch-sizes", *_BATCH_SIZES,
-            )  # fmt: skip
+            in_process = in_own_process(
+                measure_in_process, output_dir, threads, _BATCH_SIZES, seconds
+            )
             for size, report in in_process.items():
                 add(f"in-process, {threads} threads, batch {size}", 0, report)
         for name, scenario in ways:
             for clients in _CLIENTS:
                 add(name, clients, measure_load(url, scenario, clients, output_dir, seconds))
-    if options.compare:
-        for name, scenario, server in peers(output_dir):
-            with server as peer_url:
-                for _ in range(options.repeats):
-                    for clients in _PEER_CLIENTS:
-                        report = measure_load(peer_url, scenario, clients, output_dir, seconds)
-                        add(name, clients, report)
+    for name, scenario, server in peers(output_dir) if options.compare else ():
+        with server as peer_url:
+            for clients in _PEER_CLIENTS * options.repeats:
+                add(name, clients, measure_load(peer_url, scenario, clients, output_dir, seconds))
     return [median_row(*key, repeats) for key, repeats in reports.items()]
 
 
 def _served_ways(url: str) -> list[tuple[str, str]]:
     """Name and scenario of each way to search at `url`."""
-    served = served_models(url)
-    if not served:
+
+    def is_served(model: contract.ModelSpec) -> bool:
+        return answer(f"{url}/v2/models/{model.name}/ready") is not None
+
+    if not all(map(is_served, contract.MODELS)):
         raise BenchmarkError(
-            f"no server answers at {url}. Start it with {START_COMMAND} --ensemble, or let the "
-            "benchmark start one with --start"
+            f"the models are not served at {url}. Start a server with {START_COMMAND} --ensemble, "
+            "or let the benchmark start one with --start"
         )
-    if contract.IMAGE_SEARCH.name in served:
+    if is_served(contract.IMAGE_SEARCH):
         return [("two calls", "two_calls"), ("one call", "one_call")]
     print("image_search is not served; start the server with --ensemble to measure it.")
     return [("two calls", "two_calls")]
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="benchmark.sh", description=main.__doc__)
-    parser.add_argument(
-        "--url", default=f"http://127.0.0.1:{os.environ.get('TRITON_HTTP_PORT', 8000)}"
-    )
-    parser.add_argument("--start", action="store_true", help="start a server for the measurement")
-    parser.add_argument("--output-dir", type=Path, default=REPOSITORY_ROOT)
-    parser.add_argument("--compare", action="store_true", help="measure the peers too")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--plot", type=Path, metavar="FILE")
-    return parser.parse_args()

@@ -8,11 +8,11 @@ are measured `--repeats` times in turn, so that a noisy minute does not affect o
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import statistics
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -20,9 +20,10 @@ import torch
 from reverse_image_search import contract
 from reverse_image_search.benchmark.in_process import load_models
 from reverse_image_search.benchmark.measurements import describe_machine, measure_load
+from reverse_image_search.benchmark.query_tensors import query_tensors
 from reverse_image_search.benchmark.servers import local_server
-from reverse_image_search.gallery import Gallery
-from reverse_image_search.layout import ENSEMBLE_REPO, MODEL_REPO, config_file, gallery_file
+from reverse_image_search.evaluation.command_line import make_parser, print_table
+from reverse_image_search.layout import ENSEMBLE_REPO, MODEL_REPO, config_file
 from reverse_image_search.serving.model_config import ServerSettings, model_config
 
 _RUNS = [("two_calls", 1), ("two_calls", 32), ("two_calls", 64), ("one_call", 1), ("one_call", 64)]
@@ -40,14 +41,10 @@ SETTINGS = {  # name: settings of image_encoder and of vector_similarity
 }
 
 
-def main() -> int:
-    """Print a row per setting."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--output-dir", type=Path, required=True, help="of a build")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    reports: dict[tuple[str, str, int], list[dict]] = {}
+def main() -> None:
+    """Print a row per setting: median latency of one client, median throughput of more."""
+    options = make_parser(main.__doc__, seconds=3.0, repeats=3).parse_args()
+    measured: dict[tuple, list[float]] = defaultdict(list)
     for repeat in range(options.repeats):
         for name, settings in SETTINGS.items():
             print(f"repeat {repeat + 1}: {name} ...", file=sys.stderr, flush=True)
@@ -58,49 +55,37 @@ def main() -> int:
                         report = measure_load(
                             url, scenario, clients, options.output_dir, options.seconds
                         )
-                        reports.setdefault((name, scenario, clients), []).append(report)
-    print(f"{describe_machine()}\n")
-    columns = [f"{scenario.replace('_', ' ')}, {clients}" for scenario, clients in _RUNS]
-    print(f"| setting | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
-    for name in SETTINGS:
-        cells = [_cell(reports[name, *run], run[1]) for run in _RUNS]
-        print(f"| {name} | {' | '.join(cells)} |")
-    return 0
+                        figure = "p50_ms" if clients == 1 else "queries_per_second"
+                        measured[name, scenario, clients].append(report[figure])
+    print(describe_machine())
+    units = ["ms" if clients == 1 else "queries/s" for _, clients in _RUNS]
+    columns = [f"{run[0]}, {run[1]}: {unit}" for run, unit in zip(_RUNS, units, strict=True)]
+    medians = {key: statistics.median(values) for key, values in measured.items()}
+    rows = [[name, *(medians[name, *run] for run in _RUNS)] for name in SETTINGS]
+    print_table(["setting", *columns], rows)
 
 
 def _copy_repositories(
     output_dir: Path, folder: Path, settings: tuple[ServerSettings, ServerSettings]
 ) -> list[Path]:
-    model_repo, ensemble_repo = (
+    """A build's two model repositories, its models under other settings."""
+    repositories = [
         shutil.copytree(output_dir / name, folder / name) for name in (MODEL_REPO, ENSEMBLE_REPO)
-    )
-    metadata = Gallery(gallery_file(output_dir)).metadata
-    example = torch.zeros(1, 3, metadata.encoder_height, metadata.encoder_width)
+    ]
     encoder, similarity = load_models(output_dir)
+    images = torch.from_numpy(query_tensors(output_dir, 1))
     with torch.inference_mode():
-        embedding = encoder(example)
-        ids, _ = similarity(embedding)
-    for model, inputs, of_model in zip(
-        contract.MODELS, (example, embedding), settings, strict=True
-    ):
+        embeddings = encoder(images)
+        ids, _ = similarity(embeddings)
+    examples = (images, embeddings)
+    for model, example, of_model in zip(contract.MODELS, examples, settings, strict=True):
         config = model_config(
-            model,
-            embedding_dim=embedding.shape[1],
-            top_k=ids.shape[1],
-            example_dims=tuple(inputs.shape[1:]),
-            parameters={},
-            settings=of_model,
-        )
-        config_file(model_repo, model.name).write_text(config)
-    return [model_repo, ensemble_repo]
-
-
-def _cell(reports: list[dict], clients: int) -> str:
-    """Median latency of one client, or median throughput of more."""
-    if clients == 1:
-        return f"{statistics.median(report['p50_ms'] for report in reports):.1f} ms"
-    return f"{statistics.median(report['queries_per_second'] for report in reports):.0f}/s"
+            model, embedding_dim=embeddings.shape[1], top_k=ids.shape[1],
+            example_dims=tuple(example.shape[1:]), parameters={}, settings=of_model,
+        )  # fmt: skip
+        config_file(repositories[0], model.name).write_text(config)
+    return repositories
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -15,9 +15,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from reverse_image_search.benchmark.first_version import write_first_version
-from reverse_image_search.benchmark.measurements import BenchmarkError
+from reverse_image_search.benchmark.measurements import BenchmarkError, answer
 from reverse_image_search.benchmark.query_tensors import query_tensors
-from reverse_image_search.benchmark.server_statistics import answers
 from reverse_image_search.client import Client
 from reverse_image_search.layout import ENSEMBLE_REPO, MODEL_REPO
 from reverse_image_search.serving.ports import free_ports
@@ -29,9 +28,7 @@ _START_TIMEOUT = 120  # seconds
 @contextlib.contextmanager
 def own_server(output_dir: Path) -> Iterator[tuple[str, float]]:
     """A build's models on Triton: the address, and the first request over the median."""
-    started = time.perf_counter()
     with local_server([output_dir / MODEL_REPO, output_dir / ENSEMBLE_REPO]) as url:
-        print(f"server READY after {time.perf_counter() - started:.1f} s")
         client, latencies = Client(url), []
         client.server_metadata()  # opens the connection
         for image in query_tensors(output_dir, 201):
@@ -53,41 +50,38 @@ def peers(output_dir: Path) -> Iterator[tuple[str, str, AbstractContextManager[s
 @contextlib.contextmanager
 def local_server(repositories: list[Path]) -> Iterator[str]:
     """The local runtime's Triton on any model repositories: its address."""
-    http_port, grpc_port, metrics_port = free_ports(3)
-    command = [
-        *("-m", "reverse_image_search.serving.local_server"),
-        *(word for folder in repositories for word in ("--model-repository", str(folder))),
-        *("--http-port", str(http_port), "--grpc-port", str(grpc_port)),
-        *("--metrics-port", str(metrics_port)),
+    ports = free_ports(3)
+    options: list[tuple] = [
+        *zip(("--http-port", "--grpc-port", "--metrics-port"), ports, strict=True)
     ]
-    with _python(command, lambda: is_ready(http_port)):
-        yield f"http://127.0.0.1:{http_port}"
+    options += [("--model-repository", folder) for folder in repositories]
+    with _running("serving.local_server", options, lambda: is_ready(ports[0])):
+        yield f"http://127.0.0.1:{ports[0]}"
 
 
 @contextlib.contextmanager
 def _peer(module: str, output_dir: Path) -> Iterator[str]:
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    command = ["-m", f"reverse_image_search.benchmark.{module}"]
-    command += ["--output-dir", str(output_dir), "--port", str(port)]
+    options = [("--output-dir", output_dir), ("--port", port)]
     # LitServe listens before its workers can answer.
-    with _python(command, lambda: answers(f"{url}/health")):
+    with _running(f"benchmark.{module}", options, lambda: answer(f"{url}/health") is not None):
         yield url
 
 
 @contextlib.contextmanager
-def _python(command: list[str], is_up: Callable[[], bool]) -> Iterator[None]:
-    """Run a Python program; wait until it is up, and stop it with all of its processes."""
+def _running(module: str, options: list[tuple], is_up: Callable[[], bool]) -> Iterator[None]:
+    """Run a module of ours; wait until it is up, and stop it with all of its processes."""
+    command = [sys.executable, "-I", "-m", f"reverse_image_search.{module}"]
+    command += [str(word) for option in options for word in option]
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-I", *command], stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             deadline = time.monotonic() + _START_TIMEOUT
             while not is_up():
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
-                    raise BenchmarkError(f"{command[1]} did not start: {log.read()[-2000:]}")
+                    raise BenchmarkError(f"{module} did not start: {log.read()[-2000:]}")
                 time.sleep(0.2)
             yield
         finally:

@@ -45,12 +45,13 @@ def score_build(
     score = {f"recall_at_{k}": float(recall_at(ranks, k).mean()) for k in (1, 20)}
     if dataset.class_names and len(dataset.queries):
         queries = [dataset.queries[i] for i in range(min(_QUERIES, len(dataset.queries)))]
-        class_index = dataset.class_names.index
+        _, labels = np.unique(
+            [str(image.label) for image in (*queries, *dataset.gallery)], return_inverse=True
+        )
+        query_labels, gallery_labels = np.split(labels, [len(queries)])
+        query_embeddings = embed([query.pixels for query in queries])
         metrics = score_category_level(
-            embed([query.pixels for query in queries]),
-            np.array([class_index(query.label) for query in queries]),
-            gallery_embeddings,
-            np.array([class_index(image.label) for image in dataset.gallery]),
+            query_embeddings, query_labels, gallery_embeddings, gallery_labels
         )
         names = ("precision_at_1", "precision_at_20", "map")
         score |= {name: float(metrics[name].mean()) for name in names}

@@ -57,22 +57,6 @@ def make_copies(images: Sequence[np.ndarray] | np.ndarray, kind: str, seed: int 
     return (copies.squeeze(1) if is_grayscale else copies.permute(0, 2, 3, 1)).numpy()
 
 
-def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
-    return _warp(images, generator, shift=MAX_SHIFT)
-
-
-def _rotate(images: Tensor, generator: torch.Generator) -> Tensor:
-    return _warp(images, generator, rotation=MAX_ROTATION)
-
-
-def _scale(images: Tensor, generator: torch.Generator) -> Tensor:
-    return _warp(images, generator, scale=MAX_SCALE)
-
-
-def _flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    return images.flip(3)
-
-
 def _brighten(images: Tensor, generator: torch.Generator) -> Tensor:
     contrast = 1 + MAX_CONTRAST * _draw(len(images), generator)
     offset = MAX_BRIGHTNESS * _draw(len(images), generator)
@@ -81,10 +65,6 @@ def _brighten(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _add_noise(images: Tensor, generator: torch.Generator) -> Tensor:
     return images + NOISE * torch.randn(images.shape, generator=generator)
-
-
-def _compress(images: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.stack([_through_jpeg(image) for image in images])
 
 
 def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -107,13 +87,13 @@ def _all_at_once(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 _MAKERS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "shift": _shift,
-    "rotation": _rotate,
-    "scale": _scale,
-    "mirror": _flip,
+    "shift": lambda images, generator: _warp(images, generator, shift=MAX_SHIFT),
+    "rotation": lambda images, generator: _warp(images, generator, rotation=MAX_ROTATION),
+    "scale": lambda images, generator: _warp(images, generator, scale=MAX_SCALE),
+    "mirror": lambda images, _: images.flip(3),
     "brightness": _brighten,
     "noise": _add_noise,
-    "jpeg": _compress,
+    "jpeg": lambda images, _: torch.stack([_through_jpeg(image) for image in images]),
     "crop": _crop,
     "occlusion": _occlude,
     ALL: _all_at_once,
@@ -122,8 +102,7 @@ KINDS = tuple(_MAKERS)
 
 
 def _draw(count: int, generator: torch.Generator) -> Tensor:
-    """(count,) uniform from -1 to 1."""
-    return 2 * torch.rand(count, generator=generator) - 1
+    return 2 * torch.rand(count, generator=generator) - 1  # (count,) uniform from -1 to 1
 
 
 def _warp(

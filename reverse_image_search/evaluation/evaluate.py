@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,11 @@ from tqdm import tqdm
 
 from reverse_image_search.client import Client, Neighbors, TritonError
 from reverse_image_search.client.search import WrongAnswerError, check_identity
-from reverse_image_search.evaluation.baselines import Embed, make_baselines, pixels_of_one_size
+from reverse_image_search.evaluation.baselines import make_baselines, pixels_of_one_size
+from reverse_image_search.evaluation.command_line import make_parser, print_table
 from reverse_image_search.evaluation.copies import ALL, KINDS, make_copies
 from reverse_image_search.evaluation.examples import Examples
+from reverse_image_search.evaluation.figures import COPY_EXAMPLES, draw_all
 from reverse_image_search.evaluation.metrics import (
     Scores,
     bootstrap_interval,
@@ -38,9 +39,11 @@ class EvaluationError(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate and report; returns the exit code."""
-    options = _parse(arguments)
+    parser = make_parser("Measure how good the search of the server is.", queries=int, copies=2000)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--figures", type=Path, default=REPOSITORY_ROOT / "doc", metavar="DIR")
     try:
-        evaluate(options)
+        evaluate(parser.parse_args(arguments))
     except (EvaluationError, GalleryError, TritonError, WrongAnswerError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
@@ -60,19 +63,15 @@ def evaluate(options: argparse.Namespace) -> None:
     print_report(examples, served, baselines)
     if options.json:
         options.json.write_text(json.dumps(as_json(examples, served, baselines), indent=2) + "\n")
-    if options.figures:
-        from reverse_image_search.evaluation import figures  # needs matplotlib
-
-        copies = make_copies(examples.originals[: figures.COPY_EXAMPLES], ALL)
-        copy_neighbors = client.search(copies)
-        figures.draw_all(options.figures, examples, served, neighbors, copies, copy_neighbors)
+    copies = make_copies(examples.originals[:COPY_EXAMPLES], ALL)
+    draw_all(options.figures, examples, served, neighbors, copies, client.search(copies))
 
 
 def score_served(client: Client, examples: Examples) -> tuple[Scores, Neighbors | None]:
     """Scores of the server's answers, and its answers to the queries."""
     scores, neighbors = Scores({}, {}), None
     if examples.query_images:
-        embeddings = _embed(client.embed, examples.query_images, "queries")
+        embeddings = _embed(client, examples.query_images, "queries")
         neighbors = client.find_similar(embeddings)
         check_ranking(embeddings, examples.embeddings, examples.rows_of(neighbors.ids), neighbors)
         scores.category_level.update(
@@ -86,7 +85,7 @@ def score_served(client: Client, examples: Examples) -> tuple[Scores, Neighbors 
         scores.category_level["precision_at_20"] = precision_at(hits, _DEEPEST_RANK)
     for kind in KINDS:
         copies = make_copies(examples.originals, kind)
-        found = client.find_similar(_embed(client.embed, copies, f"copies: {kind}"))
+        found = client.find_similar(_embed(client, copies, f"copies: {kind}"))
         scores.instance_level[kind] = _served_ranks(found, examples.ids[examples.original_rows])
     return scores, neighbors
 
@@ -127,26 +126,25 @@ def check_ranking(
 def score_baselines(examples: Examples) -> dict[str, Scores]:
     """Scores of embeddings that need no training, over the same examples."""
     metadata, gallery = examples.gallery.metadata, examples.gallery
-    parts = (
-        [image.pixels for image in gallery.images(examples.ids[start : start + _IMAGES_AT_ONCE])]
-        for start in range(0, len(examples.ids), _IMAGES_AT_ONCE)
-    )
-    gallery_pixels = np.concatenate([pixels_of_one_size(part, metadata) for part in parts])
+    parts = np.split(examples.ids, range(_IMAGES_AT_ONCE, len(examples.ids), _IMAGES_AT_ONCE))
+    gallery_pixels = np.concatenate([
+        pixels_of_one_size([image.pixels for image in gallery.images(part)], metadata)
+        for part in parts
+    ])  # fmt: skip
     query_pixels = pixels_of_one_size(examples.query_images, metadata)
     copies = pixels_of_one_size(make_copies(examples.originals, ALL), metadata)
     scores = {}
     for name, embed in make_baselines(gallery_pixels).items():
         print(f"baseline: {name} ...", flush=True)
         embeddings = embed(gallery_pixels)
-        scores[name] = Scores({}, {})
+        ranks = ranks_of_originals(embed(copies), examples.original_rows, embeddings)
+        scores[name] = Scores({}, {ALL: ranks})
         if len(query_pixels):
             scores[name].category_level.update(
                 score_category_level(
                     embed(query_pixels), examples.query_labels, embeddings, examples.labels
                 )
             )
-        ranks = ranks_of_originals(embed(copies), examples.original_rows, embeddings)
-        scores[name].instance_level[ALL] = ranks
     return scores
 
 
@@ -159,32 +157,31 @@ def print_report(examples: Examples, served: Scores, baselines: dict[str, Scores
         f"kind against {len(gallery):,} images.\n"
         "95 % confidence intervals in brackets (bootstrap over queries)."
     )
-    category_columns = ["P@1", "P@20", "mAP", "MAP@R"] if served.category_level else []
-    rows = {
-        name: [
-            *scores.category_level.values(),
-            *(recall_at(scores.instance_level[ALL], k) for k in (1, 20)),
-        ]
-        for name, scores in {"this build": served, **baselines}.items()
-    }
-    _print_table("", [*category_columns, "copies R@1", "copies R@20"], rows)
-    recalls = {
-        kind: [recall_at(ranks, k) for k in (1, 20)]
-        for kind, ranks in served.instance_level.items()
-    }
-    _print_table("kind of copy", ["R@1", "R@20"], recalls)
-    if served.category_level:
-        per_class = {
-            name: [values[of_class] for values in served.category_level.values()]
-            for name, of_class in examples.queries_by_class().items()
-        }
-        _print_table("class", category_columns, per_class)
-
-
-def _print_table(title: str, columns: list[str], rows: dict[str, list[np.ndarray]]) -> None:
-    print(f"\n{title:20}" + "".join(f"{column:23}" for column in columns))
-    for name, cells in rows.items():
-        print(f"{name:20}" + "".join(f"{_with_interval(values):23}" for values in cells))
+    columns = ["P@1", "P@20", "mAP", "MAP@R"] if served.category_level else []
+    all_scores = {"this build": served, **baselines}
+    print_table(
+        ["", *columns, "copies R@1", "copies R@20"],
+        [
+            [name, *map(_with_interval, scores.category_level.values()),
+             *map(_with_interval, _recalls(scores)[ALL].values())]
+            for name, scores in all_scores.items()
+        ],
+    )  # fmt: skip
+    print_table(
+        ["kind of copy", "R@1", "R@20"],
+        [
+            [kind, *map(_with_interval, recalls.values())]
+            for kind, recalls in _recalls(served).items()
+        ],
+    )
+    if columns:
+        print_table(
+            ["class", *columns],
+            [
+                [name, *(_with_interval(values[of]) for values in served.category_level.values())]
+                for name, of in examples.queries_by_class().items()
+            ],
+        )
 
 
 def _with_interval(values: np.ndarray) -> str:
@@ -197,12 +194,12 @@ def as_json(examples: Examples, served: Scores, baselines: dict[str, Scores]) ->
     return {
         **_means(served.category_level),
         "per_class": {
-            name: _means(served.category_level, of_class)
-            for name, of_class in examples.queries_by_class().items()
+            name: _means({metric: values[of] for metric, values in served.category_level.items()})
+            for name, of in examples.queries_by_class().items()
         },
-        "copies": _recalls(served),
+        "copies": _copies(served),
         "baselines": {
-            name: {**_means(scores.category_level), "copies": _recalls(scores)}
+            name: {**_means(scores.category_level), "copies": _copies(scores)}
             for name, scores in baselines.items()
         },
         "gallery_id": examples.gallery.gallery_id,
@@ -210,21 +207,25 @@ def as_json(examples: Examples, served: Scores, baselines: dict[str, Scores]) ->
     }
 
 
-def _means(scores: dict[str, np.ndarray], of: np.ndarray | slice = slice(None)) -> dict:
-    return {metric: float(values[of].mean()) for metric, values in scores.items()}
+def _means(scores: dict[str, np.ndarray]) -> dict[str, float]:
+    return {metric: float(values.mean()) for metric, values in scores.items()}
 
 
-def _recalls(scores: Scores) -> dict[str, dict[str, float]]:
+def _copies(scores: Scores) -> dict[str, dict[str, float]]:
+    return {kind: _means(recalls) for kind, recalls in _recalls(scores).items()}
+
+
+def _recalls(scores: Scores) -> dict[str, dict[str, np.ndarray]]:
     return {
-        kind: {f"recall_at_{k}": float(recall_at(ranks, k).mean()) for k in (1, 20)}
+        kind: {f"recall_at_{k}": recall_at(ranks, k) for k in (1, 20)}
         for kind, ranks in scores.instance_level.items()
     }
 
 
-def _embed(embed: Embed, images: Sequence[np.ndarray], name: str) -> np.ndarray:
+def _embed(client: Client, images: Sequence[np.ndarray], name: str) -> np.ndarray:
     starts = range(0, len(images), _IMAGES_AT_ONCE)
     bar = tqdm(starts, f"embed {name}", unit=f" x {_IMAGES_AT_ONCE} images", leave=False)
-    return np.concatenate([embed(images[start : start + _IMAGES_AT_ONCE]) for start in bar])
+    return np.concatenate([client.embed(images[start : start + _IMAGES_AT_ONCE]) for start in bar])
 
 
 def _served_ranks(neighbors: Neighbors, original_ids: np.ndarray) -> np.ndarray:
@@ -236,49 +237,6 @@ def _served_ranks(neighbors: Neighbors, original_ids: np.ndarray) -> np.ndarray:
         )
     found = neighbors.ids == original_ids[:, None]
     return np.where(found.any(axis=1), 1 + found.argmax(axis=1), found.shape[1] + 1)
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="evaluate.sh", description="Measure how good the search of the running server is."
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
-    parser.add_argument(
-        "--figures",
-        type=Path,
-        default=REPOSITORY_ROOT / "doc",
-        metavar="DIR",
-        help="where the figures go (default doc/)",
-    )
-    parser.add_argument(
-        "--queries", type=_positive, metavar="N", help="search with the first N test images only"
-    )
-    parser.add_argument(
-        "--copies",
-        type=_positive,
-        default=2000,
-        metavar="N",
-        help="copies of each kind (default 2000)",
-    )
-    parser.add_argument(
-        "--url",
-        default=os.environ.get("TRITON_URL", "http://127.0.0.1:8000"),
-        help="address of the server (default: TRITON_URL)",
-    )
-    parser.add_argument(
-        "--output-dir",
-        type=Path,
-        metavar="DIR",
-        default=Path(os.environ.get("OUTPUT_DIR", REPOSITORY_ROOT)),
-        help="folder that holds gallery/ (default: OUTPUT_DIR of .env)",
-    )
-    return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -48,4 +48,4 @@ class Examples:
 
     def _label_numbers(self, labels: Sequence[str | None]) -> np.ndarray:
         numbers = {name: number for number, name in enumerate(self.class_names)}
-        return np.array([numbers.get(label, -1) for label in labels], int)
+        return np.array([numbers.get(label or "", -1) for label in labels], int)

@@ -1,0 +1,55 @@
+"""Options and tables of the commands that measure a served build, here and in `benchmark`."""
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from reverse_image_search.layout import REPOSITORY_ROOT
+
+
+def make_parser(description: str | None, **numbers: float | type) -> argparse.ArgumentParser:
+    """Parser of ``--url``, ``--output-dir``, and one option above 0 for each of `numbers`: its
+    default value, or its type where it has none.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    local = f"http://127.0.0.1:{os.environ.get('TRITON_HTTP_PORT', 8000)}"
+    url = os.environ.get("TRITON_URL") or local
+    folder = Path(os.environ.get("OUTPUT_DIR") or REPOSITORY_ROOT)
+    parser.add_argument("--url", default=url, help="address of the server")
+    parser.add_argument("--output-dir", type=Path, default=folder, help="of the served build")
+    for name, number in numbers.items():
+        kind, default = (number, None) if isinstance(number, type) else (type(number), number)
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=_positive(kind), default=default, metavar="N")
+    return parser
+
+
+def _positive(kind: type) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if (number := kind(text)) > 0:
+                return number
+        word = "integer" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive {word}")
+
+    return parse
+
+
+def print_table(columns: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
+    """Print a Markdown table with aligned columns; floats have two decimal places, from 100 on none."""
+    table = [
+        [_text(cell) for cell in row]
+        for row in (columns, ["---"] * len(columns), *rows)
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = (" | ".join(map(str.ljust, row, widths)) for row in table)
+    print("", *(f"| {line} |" for line in lines), sep="\n")
+
+
+def _text(cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.2f}" if abs(cell) < 100 else f"{cell:.0f}"
+    return str(cell)

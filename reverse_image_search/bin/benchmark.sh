@@ -6,7 +6,7 @@
 # --ensemble.
 #
 #   --start         start a server for the measurement, and measure its first request
-#   --url URL       address of the running server (default: port TRITON_HTTP_PORT of this machine)
+#   --url URL       address of the running server (default: TRITON_URL, or this machine's)
 #   --compare       also measure FAISS, FastAPI, LitServe, and this tutorial's first version
 #   --seconds S     length of each measurement (default 3)
 #   --repeats N     repeats; medians are reported (default 3)

@@ -39,11 +39,8 @@ def _positive(kind: type) -> Callable[[str], float]:
 
 
 def print_table(columns: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
-    """Print a Markdown table with aligned columns; floats have two decimal places, from 100 on none."""
-    table = [
-        [_text(cell) for cell in row]
-        for row in (columns, ["---"] * len(columns), *rows)
-    ]
+    """Print a Markdown table with aligned columns; floats below 100 have two decimal places."""
+    table = [[_text(cell) for cell in row] for row in (columns, ["---"] * len(columns), *rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = (" | ".join(map(str.ljust, row, widths)) for row in table)
     print("", *(f"| {line} |" for line in lines), sep="\n")

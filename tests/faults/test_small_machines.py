@@ -1,5 +1,8 @@
 """Little memory: the server runs, or says before the long build what it needs."""
 
+import contextlib
+import http.client
+import json
 import subprocess
 from pathlib import Path
 
@@ -53,12 +56,22 @@ def test_a_request_beyond_the_memory_ends_the_server_and_it_comes_back(
     with memory_cgroup(2 * 2**30) as group:
         try:
             assert start_in(group, server).returncode == 0
-            with pytest.raises(Exception, match=r"connection|closed|reset|Failed"):
-                embed_photos(server)
+            ask_for_four_gigabytes(server)
             wait_until(lambda: "starting it again" in server.log, "a restart", timeout=30)
             wait_for_right_answer(Client(server.url, timeout=5), known_queries, known_answer)
         finally:
             server.stop()
+
+
+def ask_for_four_gigabytes(server: Triton) -> None:
+    """A hundred bytes, for which Triton takes the memory of 10⁹ numbers (doc/faults.md)."""
+    pixels = {"name": "INPUT__0", "shape": [64, 3, 2290, 2290], "datatype": "FP32", "data": [0]}
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        body = json.dumps({"inputs": [pixels]})
+        connection.request("POST", "/v2/models/image_encoder/infer", body)
+        connection.getresponse()
+    connection.close()
 
 
 def embed_photos(server: Triton) -> int:

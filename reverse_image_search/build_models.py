@@ -38,10 +38,13 @@ from reverse_image_search.serving.export import (
     load_torchscript,
     write_model_files,
 )
+from reverse_image_search.serving.memory import missing_memory
 from reverse_image_search.serving.model_config import ensemble_config, model_config
-from reverse_image_search.serving.publishing import PublishingError, staging
+from reverse_image_search.serving.publishing import PublishingError, check_space, staging
 
 _UNCHANGED = "Nothing was published; the previous build is unchanged."
+_BYTES_PER_IMAGE = 4_000  # on disk: gallery, index, and what training leaves to resume from
+_NEEDED_MEMORY = 1_500_000_000  # bytes; a full build was seen to use 1.0 GB
 _CHECKED_IMAGES = 64  # on which an exported file and its module must agree
 _IMAGES_NDIM, _EMBEDDINGS_NDIM = 4, 2  # with the batch dimension
 
@@ -51,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     torch.set_float32_matmul_precision("highest")
     try:
+        if missing := missing_memory(_NEEDED_MEMORY, "a build"):
+            raise PublishingError(missing)
         with staging(options.output_dir) as folder:
             build(options, folder)
         shutil.rmtree(_trained_folder(options.output_dir), ignore_errors=True)
@@ -77,6 +82,7 @@ def build(options: argparse.Namespace, folder: Path) -> None:
     with _step("read"):
         dataset = DATASETS[options.dataset].load(options.data_dir, options.limit)
         images = [image.pixels for image in dataset.gallery]
+        check_space(options.output_dir, _BYTES_PER_IMAGE * len(images))
 
     with _step("encoder"):
         encoder_file = layout.model_file(model_repo, contract.IMAGE_ENCODER.name)

@@ -1,5 +1,6 @@
 """The build's command line and its behavior on failure; whole builds: the `small_build` fixture."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from reverse_image_search import build_models, layout
 from reverse_image_search.datasets import DATASETS, Dataset, DatasetError, LabeledImage
 from reverse_image_search.encoders import ENCODERS
 from reverse_image_search.gallery import Gallery
+from reverse_image_search.serving import memory
 from reverse_image_search.serving.export import load_torchscript
 
 NAMES = ["dark", "light"]
@@ -226,3 +228,22 @@ def test_a_served_encoder_needs_none_of_the_project(small_build):
     )
     assert result.returncode == 0, result.stderr
     assert "torch.Size([1, " in result.stdout
+
+
+@pytest.mark.parametrize(("what", "message"), [("memory", "needs 1.4 GB"), ("disk", "needs 1 MB")])
+def test_a_build_that_cannot_fit_is_refused_before_the_training(
+    build, tmp_path, monkeypatch, capsys, what, message
+):
+    def train(*_arguments):
+        pytest.fail("the training began")
+
+    monkeypatch.setitem(ENCODERS, "fashion", replace(ENCODERS["fashion"], make=train))
+    if what == "memory":
+        monkeypatch.setattr(memory, "memory_limit", lambda: 2**30)
+    else:
+        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+
+    assert build() == 1
+    assert message in capsys.readouterr().err
+    assert files(tmp_path) == {}

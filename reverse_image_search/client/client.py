@@ -1,10 +1,6 @@
-"""Client of the served models: images in, ids and scores out.
+"""Client of the served models, on ``tritonclient.http``.
 
-    client = Client("http://localhost:8000")
-    neighbors = client.search([Image.open("boot.png")])
-    neighbors.ids, neighbors.scores    # (1, K) each, best first
-
-Built on ``tritonclient.http`` (https://github.com/triton-inference-server/client).
+https://github.com/triton-inference-server/client
 """
 
 from __future__ import annotations
@@ -58,17 +54,13 @@ class Client:
         self._ensemble_is_served: bool | None = None  # unknown before the first search
 
     def embed(self, images: Image.Image | np.ndarray | Iterable) -> np.ndarray:
-        """Embed images with `image_encoder`.
+        """Embed images with `image_encoder`: (n, D) float32 of unit length.
 
         Parameters
         ----------
         images : a list of Pillow images or of (height, width[, 3]) uint8 arrays, of any sizes;
             one such image; or one array: (n, height, width) uint8 grayscale,
             (n, height, width, 3) uint8 RGB, or ([n, ]3, height, width) float32 RGB from 0 to 1
-
-        Returns
-        -------
-        (n, D) float32 embeddings of unit length
 
         Raises
         ------
@@ -149,8 +141,6 @@ class Client:
         tensors = to_tensors(images)
         batches = batches_of_one_shape(tensors)
         outputs = self._infer(model, [np.stack([tensors[i] for i in batch]) for batch in batches])
-        if len(batches) == 1:
-            return outputs
         order = np.argsort(np.concatenate(batches))  # back to that of the images
         return [output[order] for output in outputs]
 
@@ -172,7 +162,7 @@ class Client:
         result = self._call("infer", model.name, [infer_input], request_id=request_id)
         try:
             answer = result.get_response()
-            outputs = [result.as_numpy(output.name) for output in model.outputs]
+            outputs = {spec.name: result.as_numpy(spec.name) for spec in model.outputs}
         except Exception as error:  # whatever a malformed answer leads to
             raise triton_error(error, self.url, self.timeout) from error
         if (answer.get("id"), answer.get("model_name")) != (request_id, model.name):
@@ -180,13 +170,14 @@ class Client:
             raise RequestRejectedError(
                 f"{self.url} sent the answer to another request. Search again"
             )
-        for spec, output in zip(model.outputs, outputs, strict=True):
-            if output is None or output.ndim != 2 or len(output) != len(batch):
+        for name, output in outputs.items():
+            shape = None if output is None else output.shape
+            if shape is None or len(shape) != 2 or shape[0] != len(batch):
                 raise RequestRejectedError(
-                    f"{model.name} at {self.url} does not answer the tensor contract: {spec.name} "
-                    f"is {None if output is None else output.shape} for a batch of {len(batch)}"
+                    f"{model.name} at {self.url} does not answer the tensor contract: {name} is "
+                    f"{shape} for a batch of {len(batch)}"
                 )
-        return outputs
+        return list(outputs.values())
 
     def _call(self, method: str, *arguments, **options) -> Any:
         """Call a method of this thread's `InferenceServerClient`.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from urllib.parse import urlsplit
 
 import gevent
 import gevent.ssl
@@ -39,7 +38,7 @@ class _Connections:
 _this_thread = threading.local()
 
 
-def _connections() -> _Connections:
+def _clients() -> dict[_Key, InferenceServerClient]:
     if not hasattr(_this_thread, "connections"):
         _this_thread.connections = _Connections()
     connections = _this_thread.connections
@@ -47,35 +46,29 @@ def _connections() -> _Connections:
         gevent.reinit()
         connections.process = os.getpid()
         connections.clients.clear()
-    return connections
+    return connections.clients
 
 
 def kept_connection(url: str, timeout: float) -> InferenceServerClient | None:
     """This thread's connection, if it has one."""
-    return _connections().clients.get((url, timeout))
+    return _clients().get((url, timeout))
 
 
 def open_connection(url: str, timeout: float) -> InferenceServerClient:
     """Open a connection of this thread and keep it."""
-    parts = urlsplit(url)
-    client = InferenceServerClient(
-        url.removeprefix(f"{parts.scheme}://"),
+    scheme, _, address = url.partition("://")
+    client = _clients()[url, timeout] = InferenceServerClient(
+        address,
         connection_timeout=timeout,
         network_timeout=timeout,
-        ssl=parts.scheme == "https",
-        ssl_context_factory=_tls_context if parts.scheme == "https" else None,
+        ssl=scheme == "https",
+        # Without parameters: it trusts the system's authorities, besides those of certifi.
+        ssl_context_factory=lambda: gevent.ssl.create_default_context(),
     )
-    _connections().clients[url, timeout] = client
     return client
 
 
 def drop_connection(url: str, timeout: float) -> None:
     """Close this thread's connection."""
-    client = _connections().clients.pop((url, timeout), None)
-    if client:
+    if client := _clients().pop((url, timeout), None):
         client.close()
-
-
-def _tls_context() -> gevent.ssl.SSLContext:
-    """Trust the system's authorities; geventhttpclient adds those of certifi."""
-    return gevent.ssl.create_default_context()

@@ -7,8 +7,6 @@ from tritonclient.utils import InferenceServerException
 
 from reverse_image_search.layout import BUILD_COMMAND, START_COMMAND
 
-_LONGEST_REASON = 300  # characters of the server's own words
-
 
 class TritonError(Exception):
     """The server did not answer; base class of the errors below."""
@@ -32,8 +30,16 @@ class RequestRejectedError(TritonError):
 
 def triton_error(error: Exception, url: str, timeout: float) -> TritonError:
     """Translate what `tritonclient` raised."""
+    message = error.message() if isinstance(error, InferenceServerException) else str(error)
+    # The C++ libtorch backend puts a kilobyte of TorchScript traceback before the reason.
+    reason = (message.strip().splitlines() or [type(error).__name__])[-1].strip()[:300]
     if isinstance(error, InferenceServerException):
-        return _server_error(error, url)
+        if error.status() == "503" or "unknown model" in reason or "is not ready" in reason:
+            return ServerNotReadyError(
+                f"Triton at {url} does not serve the models: {reason}. Build them with "
+                f"{BUILD_COMMAND} and restart it with {START_COMMAND}"
+            )
+        return RequestRejectedError(f"Triton at {url} rejected the request: {reason}")
     if isinstance(error, TimeoutError):
         return ServerTimeoutError(
             f"Triton at {url} did not answer within {timeout:g} s. If this persists, restart it "
@@ -41,22 +47,6 @@ def triton_error(error: Exception, url: str, timeout: float) -> TritonError:
         )
     if isinstance(error, (OSError, HTTPParseError)):
         return ServerUnreachableError(
-            f"Triton is not reachable at {url} ({_last_line(error)}). Start it with {START_COMMAND}"
+            f"Triton is not reachable at {url} ({reason}). Start it with {START_COMMAND}"
         )
-    return RequestRejectedError(f"{url} sent an unreadable answer: {_last_line(error)}")
-
-
-def _server_error(error: InferenceServerException, url: str) -> TritonError:
-    reason = _last_line(error.message())
-    if error.status() == "503" or "unknown model" in reason or "is not ready" in reason:
-        return ServerNotReadyError(
-            f"Triton at {url} does not serve the models: {reason}. Build them with "
-            f"{BUILD_COMMAND} and restart it with {START_COMMAND}"
-        )
-    return RequestRejectedError(f"Triton at {url} rejected the request: {reason}")
-
-
-def _last_line(reason: object) -> str:
-    # The C++ libtorch backend puts a kilobyte of TorchScript traceback before the reason.
-    lines = str(reason).strip().splitlines() or [type(reason).__name__]
-    return lines[-1].strip()[:_LONGEST_REASON]
+    return RequestRejectedError(f"{url} sent an unreadable answer: {reason}")

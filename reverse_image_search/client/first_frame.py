@@ -10,75 +10,60 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from PIL import features
 
 # More chunks, segments or blocks than any encoder writes; walking them takes time.
-_MAX_BLOCKS = 100_000
+_MAX_PARTS = 100_000
 # A progressive JPEG may ask for thousands of passes over the image; cameras write about ten.
 _MAX_JPEG_SCANS = 64
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Start of image, frame headers, tables, scans, end of image, APPn and comment. Not the restart
 # markers and stuffed zeros within entropy-coded data.
 _JPEG_MARKER = re.compile(rb"\xff+([\xc0-\xcf\xd8-\xfe])")
-_JPEG_START, _JPEG_END, _JPEG_SCAN, _JPEG_COMMENT = 0xD8, 0xD9, 0xDA, 0xFE
+_JPEG_START, _JPEG_END, _JPEG_SCAN = 0xD8, 0xD9, 0xDA
 # Item types of EXIF and XMP in the item entries (versions 2 and 3) of an AVIF file.
 _AVIF_METADATA_ITEM = re.compile(rb"(infe[\2\3].{7}(?:..)?)(?:Exif|mime)", re.DOTALL)
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 
 class ImageFileError(Exception):
     """The file cannot be decoded; the message says why, in one sentence."""
 
 
-@dataclass(frozen=True)
-class FirstFrame:
-    """A file of one image without metadata.
-
-    Attributes
-    ----------
-    data : the file
-    exif : EXIF block of the original file, unchecked
-    animated : whether the original file has further frames
-    """
+class FirstFrame(NamedTuple):
+    """A file of one image without metadata."""
 
     data: bytes
-    exif: bytes = b""
-    animated: bool = False
+    exif: bytes = b""  # EXIF block of the original file, unchecked
+    animated: bool = False  # whether the original file has further frames
 
 
-def identify(data: bytes) -> str:
-    """Name of an image format, judged by the first bytes; empty where it is unknown."""
-    if data.startswith(_PNG_SIGNATURE):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data.startswith(b"BM"):
-        return "BMP"
-    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
-        return "JPEG XL"
-    if data[4:8] == b"ftyp":
-        brands = _brands(data)
-        if brands & {b"avif", b"avis"}:
-            return "AVIF"
-        if brands & _HEIC_BRANDS:
-            return "HEIC"
-    return ""
+def first_frame(data: bytes) -> tuple[str, FirstFrame]:
+    """Recognize the format of an image file and reduce the file to its first frame.
 
-
-def first_frame(data: bytes, format_name: str) -> FirstFrame:
-    """Reduce `data`, a file of the format that `identify` names.
+    Returns
+    -------
+    The format's name in Pillow, and the reduced file
 
     Raises
     ------
-    ImageFileError : the file has too many parts
+    ImageFileError : another format, or one with too many parts
     """
-    return _READERS[format_name](data)
+    # AVIF and HEIC files start with a box that states its length and lists the formats.
+    box = data[: max(12, min(int.from_bytes(data[:4]), 1024))]
+    for name, (signature, reader) in _FORMATS.items():
+        if not re.match(signature, box, re.DOTALL):
+            continue
+        if reader and (name != "AVIF" or features.check("avif")):
+            return name, reader(data)
+        where = " by the installed Pillow" if reader else ""
+        hint = " (iPhone: Settings, Camera, Formats, Most Compatible)" if name == "HEIC" else ""
+        raise ImageFileError(
+            f"{name} is not supported{where}. Save the image as JPEG or PNG{hint}."
+        )
+    raise ImageFileError("The file is not a PNG, JPEG, WebP, GIF, BMP or AVIF image.")
 
 
 def exif_orientation(exif: bytes) -> int:
@@ -93,8 +78,7 @@ def exif_orientation(exif: bytes) -> int:
     try:
         (start,) = struct.unpack_from(f"{order}I", exif, 4)
         (entries,) = struct.unpack_from(f"{order}H", exif, start)
-        for entry in range(entries):
-            at = start + 2 + 12 * entry
+        for at in range(start + 2, start + 2 + 12 * entries, 12):
             tag, kind, count, value = struct.unpack_from(f"{order}HHIH", exif, at)
             if (tag, kind, count) == (0x0112, 3, 1):
                 return value if 1 <= value <= 8 else 1
@@ -103,40 +87,38 @@ def exif_orientation(exif: bytes) -> int:
     return 1
 
 
+def _parts() -> Iterator[None]:
+    yield from [None] * _MAX_PARTS
+    raise ImageFileError("The file has too many parts. Save the image again and try that file.")
+
+
 def _png(data: bytes) -> FirstFrame:
-    kept, exif, animated, at = [_PNG_SIGNATURE], b"", False, 8
-    color_type = data[25:26]
-    transparency_length = {b"\0": 2, b"\2": 6}.get(color_type)
-    for _ in range(_MAX_BLOCKS):
+    kept, exif, animated, at = [data[:8]], b"", False, 8
+    transparency_length = {b"\0": 2, b"\2": 6}.get(data[25:26])  # of gray and RGB
+    for _ in _parts():
         if at + 8 > len(data):
             break
         length, kind = struct.unpack_from(">I4s", data, at)
-        body = data[at + 8 : at + 8 + length]
         chunk = data[at : at + 12 + length]
         at += 12 + length
         if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
             kept.append(chunk)
             if kind == b"IEND":
                 break
-        elif kind in (b"tRNS", b"eXIf", b"acTL") and chunk[-4:] == _checksum(kind + body):
-            if kind == b"eXIf":
-                exif = body
-            elif kind == b"acTL":
-                animated = int.from_bytes(body[:4]) > 1
-            elif transparency_length in (None, length):
-                kept.append(chunk)
-    else:
-        raise _too_many_parts()
+        elif chunk[-4:] != zlib.crc32(chunk[4:-4]).to_bytes(4):
+            continue
+        elif kind == b"eXIf":
+            exif = chunk[8:-4]
+        elif kind == b"acTL":
+            animated = int.from_bytes(chunk[8:-4][:4]) > 1
+        elif kind == b"tRNS" and transparency_length in (None, length):
+            kept.append(chunk)
     return FirstFrame(b"".join(kept), exif, animated)
-
-
-def _checksum(chunk: bytes) -> bytes:
-    return struct.pack(">I", zlib.crc32(chunk))
 
 
 def _jpeg(data: bytes) -> FirstFrame:
     kept, exif, scans, in_scan, at = [b"\xff\xd8"], b"", 0, False, 2
-    for _ in range(_MAX_BLOCKS):
+    for _ in _parts():
         match = _JPEG_MARKER.search(data, at)
         if in_scan:
             kept.append(data[at : match.start() if match else None])
@@ -164,15 +146,13 @@ def _jpeg(data: bytes) -> FirstFrame:
             raise ImageFileError(
                 f"The JPEG has more than {_MAX_JPEG_SCANS} scans. Save it again and try that file."
             )
-    else:
-        raise _too_many_parts()
     return FirstFrame(b"".join(kept), exif)
 
 
 def _gif(data: bytes) -> FirstFrame:
     at = 13 + _color_table_size(data[10:11])
     kept, control, animated = [data[:at]], b"", False
-    for _ in range(_MAX_BLOCKS):
+    for _ in _parts():
         kind = data[at : at + 2]
         if kind.startswith(b"!"):  # an extension
             end = _end_of_sub_blocks(data, at + 2)
@@ -187,8 +167,6 @@ def _gif(data: bytes) -> FirstFrame:
             animated = kind.startswith(b",")
             break
         at = end
-    else:
-        raise _too_many_parts()
     return FirstFrame(b"".join(kept), animated=animated)
 
 
@@ -209,7 +187,7 @@ def _end_of_sub_blocks(data: bytes, at: int) -> int:
 def _webp(data: bytes) -> FirstFrame:
     kept, exif, animated, at = [b"WEBP"], b"", False, 12
     data = data[: 8 + int.from_bytes(data[4:8], "little")]
-    for _ in range(_MAX_BLOCKS):
+    for _ in _parts():
         if at + 8 > len(data):
             break
         kind, size = struct.unpack_from("<4sI", data, at)
@@ -223,36 +201,24 @@ def _webp(data: bytes) -> FirstFrame:
             animated = True
         elif kind in (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"):
             kept.append(chunk + bytes(size % 2))
-    else:
-        raise _too_many_parts()
     body = b"".join(kept)
     return FirstFrame(b"RIFF" + struct.pack("<I", len(body)) + body, exif, animated)
 
 
-def _bmp(data: bytes) -> FirstFrame:
-    return FirstFrame(data)
-
-
 def _avif(data: bytes) -> FirstFrame:
     # Offsets into the file must stay as they are, so items of metadata become unknown items.
-    return FirstFrame(_AVIF_METADATA_ITEM.sub(rb"\1free", data), animated=b"avis" in _brands(data))
+    reduced = _AVIF_METADATA_ITEM.sub(rb"\1free", data)
+    return FirstFrame(reduced, animated=b"avis" in data[: int.from_bytes(data[:4])][:1024])
 
 
-def _brands(data: bytes) -> set[bytes]:
-    """Major and compatible brands of an ISO base media file (HEIC, AVIF)."""
-    size = min(int.from_bytes(data[:4]), 1024)
-    return {data[8:12], *(data[at : at + 4] for at in range(16, size, 4))}
-
-
-def _too_many_parts() -> ImageFileError:
-    return ImageFileError("The file has too many parts. Save the image again and try that file.")
-
-
-_READERS: dict[str, Callable[[bytes], FirstFrame]] = {
-    "PNG": _png,
-    "JPEG": _jpeg,
-    "WEBP": _webp,
-    "GIF": _gif,
-    "BMP": _bmp,
-    "AVIF": _avif,
+# By name in Pillow: pattern of the first bytes, and what reads the format, if anything does.
+_FORMATS = {
+    "PNG": (rb"\x89PNG\r\n\x1a\n", _png),
+    "JPEG": (rb"\xff\xd8\xff", _jpeg),
+    "WEBP": (rb"RIFF....WEBP", _webp),
+    "GIF": (rb"GIF8[79]a", _gif),
+    "BMP": (rb"BM", FirstFrame),
+    "AVIF": (rb"....ftyp(....)*(avif|avis)", _avif),
+    "HEIC": (rb"....ftyp(....)*(hei[cxms]|hev[cx]|mif1|msf1)", None),
+    "JPEG XL": (rb"\xff\x0a|\0\0\0\x0cJXL ", None),
 }

@@ -17,26 +17,18 @@ import re
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image
 
-from reverse_image_search.client.first_frame import (
-    ImageFileError,
-    exif_orientation,
-    first_frame,
-    identify,
-)
+from reverse_image_search.client.first_frame import ImageFileError, exif_orientation, first_frame
 
 MAX_BYTES = 20 * 2**20  # .streamlit/config.toml has the same limit, in megabytes
 MAX_PIXELS = 25_000_000
 # Longest side in pixels that is sent to the server: encoders look at 28 to 224 pixels, and a
 # 12-megapixel photo would travel as 144 MB of FP32.
 MAX_SIDE = 512
-
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
-_FORMAT_NAMES = "PNG, JPEG, WebP, GIF, BMP or AVIF"
 
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSITIONS = {
@@ -64,20 +56,12 @@ _AVIF_TIMEOUT = 10.0  # seconds
 _one_at_a_time = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Photo:
-    """A decoded image file.
+class Photo(NamedTuple):
+    """A decoded image file."""
 
-    Attributes
-    ----------
-    pixels : (height, width, 3) uint8 RGB, upright, no side longer than `MAX_SIDE`
-    size : (width, height) of the file, in pixels
-    notes : what was done to the image that its owner may want to know
-    """
-
-    pixels: np.ndarray
-    size: tuple[int, int]
-    notes: tuple[str, ...]
+    pixels: np.ndarray  # (height, width, 3) uint8 RGB, upright, no side longer than `MAX_SIDE`
+    size: tuple[int, int]  # (width, height) of the file, in pixels
+    notes: tuple[str, ...]  # what was done to the image that its owner may want to know
 
 
 def read_image(data: bytes) -> Photo:
@@ -95,10 +79,9 @@ def read_image(data: bytes) -> Photo:
         raise ImageFileError(
             f"The file has {len(data) / 2**20:.0f} MB; the limit is {MAX_BYTES // 2**20} MB."
         )
-    file_format = _supported_format(data)
     with _one_at_a_time:
         try:
-            return _decode(data, file_format)
+            return _decode(data)
         except ImageFileError:
             raise
         except Image.DecompressionBombError as error:
@@ -131,38 +114,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return _opaque(_upright(image))
 
 
-def _supported_format(data: bytes) -> str:
-    file_format = identify(data)
-    if file_format == "AVIF" and not features.check("avif"):
-        raise ImageFileError(
-            "AVIF is not supported by the installed Pillow. Save the image as JPEG or PNG."
-        )
-    if file_format == "HEIC":
-        raise ImageFileError(
-            "HEIC is not supported. Save the image as JPEG or PNG (iPhone: Settings, Camera, "
-            "Formats, Most Compatible)."
-        )
-    if file_format and file_format not in _FORMATS:
-        raise ImageFileError(f"{file_format} is not supported. Save the image as JPEG or PNG.")
-    if not file_format:
-        raise ImageFileError(f"The file is not a {_FORMAT_NAMES} image.")
-    return file_format
-
-
-def _decode(data: bytes, file_format: str) -> Photo:
-    frame = first_frame(data, file_format)
+def _decode(data: bytes) -> Photo:
+    file_format, frame = first_frame(data)
     notes = []
     with Image.open(io.BytesIO(frame.data), formats=[file_format]) as image:
         size = image.size
-        _check_size(image)
+        if size[0] * size[1] > MAX_PIXELS:
+            raise _too_large(size[0] * size[1])
+        if file_format == "BMP" and image.info.get("compression") in (1, 2):
+            # Pillow decodes run lengths in Python, which takes many seconds for hostile files.
+            raise ImageFileError("Compressed BMP is not supported. Save the image as PNG.")
         if file_format == "AVIF":
-            image = Image.open(io.BytesIO(_avif_to_png(frame.data)), formats=["PNG"])
-            image.load()
+            png = subprocess.run(
+                [sys.executable, "-I", "-c", _AVIF_TO_PNG],
+                input=frame.data, capture_output=True, check=True, timeout=_AVIF_TIMEOUT,
+            ).stdout  # fmt: skip
+            image = Image.open(io.BytesIO(png), formats=["PNG"])
         elif frame.exif:
             image.info["exif"] = frame.exif
         if frame.animated:
             notes.append("The image is animated: only its first frame is used.")
-        if _orientation(image) != 1:
+        if _transposition(image) is not None:
             notes.append("The image was turned upright, as its EXIF orientation says.")
         upright = _upright(image)
     if upright.mode == "RGBA" and upright.getchannel("A").getextrema() != (255, 255):
@@ -170,42 +142,24 @@ def _decode(data: bytes, file_format: str) -> Photo:
     return Photo(np.asarray(_opaque(upright)), size, tuple(notes))
 
 
-def _check_size(image: Image.Image) -> None:
-    """Refuse what would take long to decode; `image` is opened, but not decoded yet."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise _too_large(width * height)
-    if image.format == "BMP" and image.info.get("compression") in (1, 2):
-        # Pillow decodes run lengths in Python, which takes many seconds for hostile files.
-        raise ImageFileError("Compressed BMP is not supported. Save the image as PNG.")
-
-
-def _avif_to_png(data: bytes) -> bytes:
-    return subprocess.run(
-        [sys.executable, "-I", "-c", _AVIF_TO_PNG],
-        input=data, capture_output=True, check=True, timeout=_AVIF_TIMEOUT,
-    ).stdout  # fmt: skip
-
-
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation and shrink to `MAX_SIDE`; transparency, if any, is mode RGBA."""
-    orientation = _orientation(image)  # before conversions, which forget it
+    transposition = _transposition(image)  # before conversions, which forget it
     image = _with_plain_values(image)
     scale = MAX_SIDE / max(image.size)
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BOX)
-    if orientation in _TRANSPOSITIONS:
-        image = image.transpose(_TRANSPOSITIONS[orientation])
-    return image
+    return image if transposition is None else image.transpose(transposition)
 
 
-def _orientation(image: Image.Image) -> int:
+def _transposition(image: Image.Image) -> Image.Transpose | None:
     image.load()  # the EXIF chunk of a PNG file may follow the pixels
     if image.format is None and "exif" not in image.info:  # made in memory
-        value = image.getexif().get(_EXIF_ORIENTATION)
-        return value if isinstance(value, int) and value in _TRANSPOSITIONS else 1
-    return exif_orientation(image.info.get("exif", b""))
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    else:
+        orientation = exif_orientation(image.info.get("exif", b""))
+    return _TRANSPOSITIONS.get(orientation)
 
 
 def _with_plain_values(image: Image.Image) -> Image.Image:
@@ -216,7 +170,7 @@ def _with_plain_values(image: Image.Image) -> Image.Image:
         transparent = image.info.get("transparency")
         if transparent is None:
             return gray
-        gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+        gray.putalpha(Image.fromarray(values != transparent).convert("L"))
         return gray.convert("RGBA")
     # Programs that do not know of transparency leave it at 0 in a BMP file.
     if image.mode == "RGBA" and image.format == "BMP" and not image.getchannel("A").getbbox():

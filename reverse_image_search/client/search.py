@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -29,20 +28,24 @@ class Answer(NamedTuple):
     find_ms: float  # milliseconds of the call to `vector_similarity`
 
 
-@dataclass(frozen=True)
-class IndexIdentity:
+class IndexIdentity(NamedTuple):
     """What `vector_similarity` was built from; empty where its configuration does not say."""
 
     encoder_id: str  # of the encoder that made its embeddings
     gallery_id: str  # of the gallery that its ids belong to
 
 
-@dataclass(frozen=True)
-class ServedIdentity:
+class ServedIdentity(NamedTuple):
     """What both served models are."""
 
     encoder_id: str
     index: IndexIdentity
+
+    def __str__(self) -> str:
+        return (
+            f"encoder {self.encoder_id or 'unknown'}, index of gallery "
+            f"{self.index.gallery_id or 'unknown'} by encoder {self.index.encoder_id or 'unknown'}"
+        )
 
 
 # The last identity that was read, by the server's address.
@@ -52,9 +55,8 @@ _known: dict[str, ServedIdentity] = {}
 def search_gallery(client: Client, gallery: Gallery, image: Image.Image | np.ndarray) -> Answer:
     """Search `gallery` for one image (see `Client.embed` for its forms).
 
-    Costs one request more than the two calls: after the index has answered, it is asked what it
-    is. If that is what was known before the first call, the server was not replaced in between.
-    Otherwise all is read and searched once more.
+    Costs one request more than the two calls: after its answer, the index is asked what it is. If
+    that is what was known before, the server was not replaced in between; else all is done again.
 
     Raises
     ------
@@ -78,13 +80,7 @@ def served_identity(client: Client) -> ServedIdentity:
 
 
 def check_identity(client: Client, gallery: Gallery) -> None:
-    """Compare the served models with the gallery.
-
-    Raises
-    ------
-    WrongAnswerError : they do not belong together
-    TritonError : the server did not answer
-    """
+    """Raise `WrongAnswerError` where the served models and the gallery do not belong together."""
     _compare(served_identity(client), gallery)
 
 
@@ -123,17 +119,9 @@ def _compare(served: ServedIdentity, gallery: Gallery) -> None:
     if served != expected:
         raise WrongAnswerError(
             "The server's models are of another build than the gallery, so results would show "
-            f"wrong images (gallery: {_words(expected)}; server: {_words(served)}). Stop the "
+            f"wrong images (gallery: {expected}; server: {served}). Stop the "
             f"server and start it again with {START_COMMAND}"
         )
-
-
-def _words(identity: ServedIdentity) -> str:
-    index = identity.index
-    return (
-        f"encoder {identity.encoder_id or 'unknown'}, index of gallery "
-        f"{index.gallery_id or 'unknown'} by encoder {index.encoder_id or 'unknown'}"
-    )
 
 
 def _index_identity(client: Client) -> IndexIdentity:

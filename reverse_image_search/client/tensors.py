@@ -1,4 +1,4 @@
-"""Images to tensors: every accepted form of an image, as the contract wants its pixels."""
+"""Convert images to tensors that hold pixels as the contract wants them."""
 
 from __future__ import annotations
 
@@ -31,33 +31,21 @@ def to_tensors(images: Any) -> list[np.ndarray]:
     """
     if isinstance(images, bytes):
         raise TypeError("an image must be a path, a Pillow image or an array, got bytes")
-    if _is_array(images):
+    is_one = isinstance(images, (Image.Image, str, PathLike))
+    if hasattr(images, "__array__") and not is_one:
         images = np.asarray(images)
-        if (
-            images.dtype == np.uint8
-            and images.ndim == 3
-            and images.shape[0] == 3 != images.shape[2]
-        ):
-            raise ValueError(
-                f"a uint8 array of shape {images.shape} is one channels-first image or three "
-                "grayscale ones: pass (height, width, 3), or a list of (height, width) arrays"
-            )
-    tensors = [to_tensor(image) for image in ([images] if _is_one_image(images) else images)]
+        is_one = images.ndim < 4
+        if images.dtype == np.uint8 and images.ndim == 3:
+            is_one = images.shape[2] == 3
+            if images.shape[0] == 3 and not is_one:
+                raise ValueError(
+                    f"a uint8 array of shape {images.shape} is one channels-first image or three "
+                    "grayscale ones: pass (height, width, 3), or a list of (height, width) arrays"
+                )
+    tensors = [to_tensor(image) for image in ([images] if is_one else images)]
     if not tensors:
         raise ValueError("there are no images to embed")
     return tensors
-
-
-def _is_array(images: object) -> bool:
-    return hasattr(images, "__array__") and not isinstance(images, Image.Image)
-
-
-def _is_one_image(images: object) -> bool:
-    if isinstance(images, np.ndarray):
-        if images.dtype == np.uint8 and images.ndim == 3:
-            return images.shape[2] == 3
-        return images.ndim < 4
-    return isinstance(images, (Image.Image, str, PathLike))
 
 
 def to_tensor(image: Image.Image | np.ndarray | str | PathLike) -> np.ndarray:
@@ -86,7 +74,17 @@ def to_tensor(image: Image.Image | np.ndarray | str | PathLike) -> np.ndarray:
     if image.size == 0:
         raise ValueError(f"an image must have pixels, got shape {image.shape}")
     if image.dtype == np.float32:
-        return _checked_floats(image)
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(
+                f"a float32 image must have shape (3, height, width), got {image.shape}"
+            )
+        low, high = image.min(), image.max()
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # false for NaN as well
+            raise ValueError(
+                "a float32 image of shape (3, height, width) must have values from 0 to 1, got "
+                f"{low:g} to {high:g}. Divide 0 to 255 by 255; do not normalize: the encoder does"
+            )
+        return image
     if image.dtype != np.uint8:
         raise TypeError(
             "an image must be a Pillow image, uint8 from 0 to 255 or float32 from 0 to 1, got "
@@ -97,18 +95,6 @@ def to_tensor(image: Image.Image | np.ndarray | str | PathLike) -> np.ndarray:
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"a uint8 image must have shape (height, width[, 3]), got {image.shape}")
     return (image.transpose(2, 0, 1) / np.float32(255)).astype(np.float32, copy=False)
-
-
-def _checked_floats(image: np.ndarray) -> np.ndarray:
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"a float32 image must have shape (3, height, width), got {image.shape}")
-    low, high = image.min(), image.max()
-    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # false for NaN as well
-        raise ValueError(
-            f"a float32 image of shape (3, height, width) must have values from 0 to 1, got "
-            f"{low:g} to {high:g}. Divide 0 to 255 by 255; do not normalize: the encoder does"
-        )
-    return image
 
 
 def batches_of_one_shape(tensors: list[np.ndarray]) -> list[list[int]]:

@@ -8,7 +8,6 @@ export default function ({ data, parentElement, setStateValue }) {
   const list = parentElement.querySelector("ul");
   list.setAttribute("aria-label", data.label);
   list.classList.toggle("adaptive", data.adaptive);
-  list.style.setProperty("--columns", data.columns);
 
   data.tiles.forEach((tile, position) => {
     const item = list.children[position] ?? list.appendChild(newItem());

@@ -25,50 +25,30 @@ _component = st.components.v2.component(
 
 @dataclass(frozen=True)
 class Line:
-    """One line of text below an image; `look` is "", "strong", "odd" or "faint"."""
+    """One line of text below an image."""
 
     text: str
-    look: str = ""
+    look: str = ""  # "", "strong", "odd" or "faint"
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of a grid.
+    """One image of a grid."""
 
-    Attributes
-    ----------
-    value : what a click on it sends
-    name : what it shows, for screen readers and as a tooltip
-    source : data URI of the image
-    lines : text below the image
-    badge : short text across the image
-    picked : whether it was clicked last
-    """
-
-    value: str
-    name: str
-    source: str
-    lines: tuple[Line, ...] = ()
-    badge: str = ""
-    picked: bool = False
+    value: str  # what a click on it sends
+    name: str  # what it shows, for screen readers and as a tooltip
+    source: str  # data URI of the image
+    lines: tuple[Line, ...] = ()  # text below the image
+    badge: str = ""  # short text across the image
+    picked: bool = False  # whether it was clicked last
 
 
 def image_grid(
-    key: str,
-    label: str,
-    tiles: list[Tile],
-    on_pick: Callable[[str], None],
-    columns: int = 5,
-    adaptive: bool = True,
+    key: str, label: str, tiles: list[Tile], on_pick: Callable[[str], None], adaptive: bool = True
 ) -> None:
     """Show `tiles`; a click (or Enter) on one calls ``on_pick(tile.value)`` before the next run.
 
-    Parameters
-    ----------
-    key : names the grid in the session state; each tile's ``data-testid``
-    label : what the grid shows, for screen readers
-    columns : images in a row
-    adaptive : three in a row on narrow screens
+    `label` is for screen readers; `adaptive` grids have three columns on narrow screens, not five.
     """
 
     def picked() -> None:
@@ -76,21 +56,12 @@ def image_grid(
             case {"value": str(value)}:  # it comes from a browser, and may be anything
                 on_pick(value)
 
-    _component(
-        key=key,
-        data={
-            "label": label,
-            "testId": key,
-            "columns": columns,
-            "adaptive": adaptive,
-            "tiles": [asdict(tile) for tile in tiles],
-        },
-        on_pick_change=picked,
-    )
+    shown = [asdict(tile) for tile in tiles]
+    data = {"label": label, "testId": key, "adaptive": adaptive, "tiles": shown}
+    _component(key=key, data=data, on_pick_change=picked)
 
 
 def data_uri(image_file: bytes) -> str:
     """A PNG, JPEG or WebP file as a ``data:`` URI."""
-    starts = {b"\x89PNG": "png", b"RIFF": "webp"}
-    kind = starts.get(image_file[:4], "jpeg")
+    kind = {b"\x89PNG": "png", b"RIFF": "webp"}.get(image_file[:4], "jpeg")
     return f"data:image/{kind};base64,{base64.b64encode(image_file).decode()}"

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import streamlit as st
 
 from reverse_image_search import layout
@@ -23,12 +25,7 @@ from reverse_image_search.app.query_card import query_card
 from reverse_image_search.app.results import majority, results_csv, title_of
 from reverse_image_search.app.server_panel import show_how_it_works
 from reverse_image_search.client import Client, TritonError
-from reverse_image_search.client.search import (
-    Answer,
-    WrongAnswerError,
-    search_gallery,
-    served_identity,
-)
+from reverse_image_search.client.search import WrongAnswerError, search_gallery, served_identity
 from reverse_image_search.gallery import Gallery, GalleryError, GalleryImage
 
 TRITON_URL = os.environ.get("TRITON_URL") or "http://127.0.0.1:8000"
@@ -55,12 +52,11 @@ def main() -> None:
         page_icon="🔎",
         layout="wide",
         initial_sidebar_state="collapsed",
-        menu_items={"About": "Reverse image search, served by NVIDIA Triton."},
     )
     st.html(_STYLE)
-    st.session_state.seen = observe(TRITON_URL, OUTPUT_DIR)
+    st.session_state.seen = observe()
     st.title("Reverse image search", anchor=False)
-    show_how_it_works(connect(TRITON_URL, WATCH_TIMEOUT), st.session_state.seen)
+    show_how_it_works(connect(WATCH_TIMEOUT), st.session_state.seen)
     # Not a fragment: interrupting a fragment that has shown a grid before breaks Streamlit's page
     # ("Bad delta path index").
     show_search(started)
@@ -71,7 +67,7 @@ def main() -> None:
 def show_search(started: float) -> None:
     """Queries on the left, results on the right."""
     try:
-        gallery = current_gallery(OUTPUT_DIR)
+        gallery = open_gallery(gallery_stamp())
         st.caption(
             f"{plain(gallery.metadata.dataset)} · {len(gallery):,} images · "
             "click an image to find the ones most like it"
@@ -80,41 +76,37 @@ def show_search(started: float) -> None:
         with queries:
             choose_query(gallery)
         with results:
-            show_results(connect(TRITON_URL, REQUEST_TIMEOUT), gallery, started)
+            show_results(gallery, started)
     except GalleryError as error:
         show_problem(error)
 
 
-def show_results(client: Client, gallery: Gallery, started: float) -> None:
+def show_results(gallery: Gallery, started: float) -> None:
     """The query and its most similar gallery images, or why there are none."""
     try:
         query = current_query(gallery)
-        answer = search_gallery(client, gallery, query.pixels)
+        answer = search_gallery(connect(REQUEST_TIMEOUT), gallery, query.pixels)
     except (LookupError, TritonError, WrongAnswerError) as error:
         if isinstance(error, TritonError):
             # What the search met counts: the server may be back before the watch sees it gone.
-            st.session_state.seen = _state(type(error).__name__, OUTPUT_DIR)
+            st.session_state.seen = f"{type(error).__name__} {gallery_stamp()}"
         show_problem(error)
         return
     warn_of_other_gallery(gallery)
     card = st.container()  # filled last: it shows how long everything took
-    if query.photo:
-        show_photo_settings(query, gallery)
-    count, details = show_controls(gallery, answer)
-    neighbors, scores = gallery.images(answer.ids[:count]), answer.scores[:count]
-    st.subheader(f"Top {count} similar images out of {len(gallery):,}", anchor=False)
-    tiles = [
-        result_tile(rank, image, score, query, majority(neighbors), details)
-        for rank, (image, score) in enumerate(zip(neighbors, scores.tolist(), strict=True), start=1)
-    ]
-    image_grid("result", "Similar images, best first", tiles, on_pick=pick(gallery))
+    if query.notes is not None:
+        show_photo_settings(query.notes, gallery)
+    images, scores, details = show_controls(gallery, answer.ids, answer.scores)
+    st.subheader(f"Top {len(images)} similar images out of {len(gallery):,}", anchor=False)
+    tiles = result_tiles(images, scores, query, details)
+    image_grid("result", "Similar images, best first", tiles, partial(pick, gallery))
     page_ms = 1e3 * (time.perf_counter() - started)
     timing = (
         f"encoder {answer.embed_ms:.1f} ms · search {answer.find_ms:.1f} ms · "
         f"all with page {page_ms:.0f} ms"
     )
     with card:
-        query_card(query.name, query.shown, majority(neighbors), scores, timing)
+        query_card(query, majority(images), scores, timing)
 
 
 def warn_of_other_gallery(gallery: Gallery) -> None:
@@ -128,9 +120,9 @@ def warn_of_other_gallery(gallery: Gallery) -> None:
         )
 
 
-def show_photo_settings(query: Query, gallery: Gallery) -> None:
+def show_photo_settings(notes: tuple[str, ...], gallery: Gallery) -> None:
     """What was done to a photo, and switches for what makes it look like the gallery's images."""
-    for note in query.photo.notes:
+    for note in notes:
         st.caption(note)
     if gallery.metadata.shows_objects_on_black:
         with st.container(horizontal=True):
@@ -138,91 +130,82 @@ def show_photo_settings(query: Query, gallery: Gallery) -> None:
             st.toggle("Invert: light background to black", key="invert", persist_state="session")
 
 
-def show_controls(gallery: Gallery, answer: Answer) -> tuple[int, bool]:
-    """How many results to show, whether with ids and sources, and the results as a file."""
-    count = served = len(answer.ids)
+def show_controls(
+    gallery: Gallery, ids: np.ndarray, scores: np.ndarray
+) -> tuple[list[GalleryImage], np.ndarray, bool]:
+    """The results that the visitor wants to see, and whether with ids and sources."""
+    count = served = len(ids)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         if served > 1:
             count = st.slider(
                 "Results", 1, served, min(DEFAULT_RESULTS, served), key="k", bind="query-params"
             )
+        images, scores = gallery.images(ids[:count]), scores[:count]
         details = st.toggle("Ids and sources", key="details")
         st.download_button(
             "CSV",
-            lambda: results_csv(gallery.images(answer.ids[:count]), answer.scores[:count]),
+            partial(results_csv, images, scores),
             file_name="similar_images.csv",
             mime="text/csv",
             icon=":material/download:",
             on_click="ignore",
         )
-    return count, details
+    return images, scores, details
 
 
-def result_tile(
-    rank: int,
-    image: GalleryImage,
-    score: float,
-    query: Query,
-    common: tuple[str, int] | None,
-    details: bool,
-) -> Tile:
-    """One result with its own score and label, set off where the label is not the `common` one."""
-    title = title_of(image)
-    is_odd = common is not None and image.label != common[0]
-    lines = [Line(f"{score:.4f}", "strong"), Line(title, "odd" if is_odd else "")]
-    if details:
-        lines.append(Line(f"id {image.id} · {image.source}", "faint"))
-    return Tile(
-        value=f"gallery-{image.id}",
-        name=f"Result {rank}: {title}, score {score:.4f}. Search with it.",
-        source=data_uri(image.thumbnail),
-        lines=tuple(lines),
-        badge="same image" if image.sha256 in query.digests else "",
-    )
+def result_tiles(
+    images: list[GalleryImage], scores: np.ndarray, query: Query, details: bool
+) -> list[Tile]:
+    """Each result with its own score and label, set off where it is not the most frequent label."""
+    common = majority(images)
+    tiles = []
+    for rank, (image, score) in enumerate(zip(images, scores.tolist(), strict=True), start=1):
+        title = title_of(image)
+        is_odd = common is not None and image.label != common[0]
+        lines = [Line(f"{score:.4f}", "strong"), Line(title, "odd" if is_odd else "")]
+        if details:
+            lines.append(Line(f"id {image.id} · {image.source}", "faint"))
+        tiles.append(
+            Tile(
+                value=f"gallery-{image.id}",
+                name=f"Result {rank}: {title}, score {score:.4f}. Search with it.",
+                source=data_uri(image.thumbnail),
+                lines=tuple(lines),
+                badge="same image" if image.sha256 in query.digests else "",
+            )
+        )
+    return tiles
 
 
 @st.cache_resource(show_spinner=False)
-def connect(url: str, timeout: float) -> Client:
+def connect(timeout: float) -> Client:
     """The client, shared by all sessions."""
-    return Client(url, timeout)
-
-
-def current_gallery(output_dir: Path) -> Gallery:
-    """The gallery on disk, opened once for all sessions, and again when a build replaces it.
-
-    Raises
-    ------
-    GalleryError : it is missing or damaged
-    """
-    return _opened_gallery(layout.gallery_file(output_dir), _gallery_stamp(output_dir))
+    return Client(TRITON_URL, timeout)
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _opened_gallery(path: Path, stamp: tuple[int, ...]) -> Gallery:
-    return Gallery(path)
+def open_gallery(stamp: tuple[int, ...]) -> Gallery:
+    """The gallery on disk, opened once for all sessions, and again when its stamp changes."""
+    return Gallery(layout.gallery_file(OUTPUT_DIR))
 
 
-def _gallery_stamp(output_dir: Path) -> tuple[int, ...]:
+def gallery_stamp() -> tuple[int, ...]:
     """Changes whenever a build puts another gallery there."""
     try:
-        status = layout.gallery_file(output_dir).stat()
+        status = layout.gallery_file(OUTPUT_DIR).stat()
     except OSError:
         return ()
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-@st.cache_data(ttl=1, max_entries=4, show_spinner=False)
-def observe(url: str, output_dir: Path) -> str:
+@st.cache_data(ttl=1, show_spinner=False)
+def observe() -> str:
     """What the server serves, or what is wrong with it, and which gallery is there."""
     try:
-        server = str(served_identity(connect(url, WATCH_TIMEOUT)))
+        server = str(served_identity(connect(WATCH_TIMEOUT)))
     except TritonError as error:
         server = type(error).__name__
-    return _state(server, output_dir)
-
-
-def _state(server: str, output_dir: Path) -> str:
-    return f"{server} {_gallery_stamp(output_dir)}"
+    return f"{server} {gallery_stamp()}"
 
 
 @st.fragment(run_every=WATCH_INTERVAL)
@@ -230,7 +213,7 @@ def watch() -> None:
     """Draw the page again as soon as the server or the gallery has changed."""
     if st.session_state.pop("just_drawn", False):
         return  # `main` made this call, not the timer: a rerun here would never end
-    if observe(TRITON_URL, OUTPUT_DIR) != st.session_state.seen:
+    if observe() != st.session_state.seen:
         st.rerun()
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import streamlit as st
 
 from reverse_image_search.app.image_grid import data_uri
-
-_BINS = 12
+from reverse_image_search.app.query import Query
 
 _STYLE = """<style>
 .card { display: flex; flex-wrap: wrap; gap: 1rem; }
@@ -28,35 +27,21 @@ _STYLE = """<style>
 
 
 def query_card(
-    name: str,
-    images: dict[str, bytes],
-    agreement: tuple[str, int] | None,
-    scores: np.ndarray,
-    timing: str,
+    query: Query, agreement: tuple[str, int] | None, scores: np.ndarray, timing: str
 ) -> None:
-    """Show the card.
-
-    Parameters
-    ----------
-    images : image files by caption
-    agreement : the most frequent label and how many results have it; None without labels
-    scores : (K,) of the results shown
-    """
+    """Show `query`, the results' most frequent label and its count, and their scores (K,)."""
     figures = "".join(
-        f'<figure><img src="{data_uri(file)}" alt="{html.escape(f"{caption}: {name}")}">'
+        f'<figure><img src="{data_uri(file)}" alt="{html.escape(f"{caption}: {query.name}")}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for caption, file in images.items()
+        for caption, file in query.shown.items()
     )
-    agreeing = ""
-    if agreement:
-        label, count = agreement
-        agreeing = (
-            f'<p data-testid="agreement"><b>{count} of {len(scores)}</b> are '
-            f"{html.escape(label)}</p>"
-        )
+    agreeing = agreement and (
+        f'<p data-testid="agreement"><b>{agreement[1]} of {len(scores)}</b> are '
+        f"{html.escape(agreement[0])}</p>"
+    )
     st.html(
         f'{_STYLE}<div class="card" data-testid="query-card">{figures}<div class="facts">'
-        f'<p class="name">{html.escape(name)}</p>{agreeing}{_histogram(scores)}'
+        f'<p class="name">{html.escape(query.name)}</p>{agreeing or ""}{_histogram(scores)}'
         f'<p class="faint" data-testid="timing">{html.escape(timing)}</p></div></div>'
     )
 
@@ -64,7 +49,7 @@ def query_card(
 def _histogram(scores: np.ndarray) -> str:
     """Bars that show how the scores spread between the lowest and the highest."""
     low, high = float(scores.min()), float(scores.max())
-    counts, _ = np.histogram(scores, _BINS, (low, high if high > low else low + 1))
+    counts, _ = np.histogram(scores, 12, (low, high if high > low else low + 1))
     bars = "".join(f'<i style="height:{100 * n / counts.max():.0f}%"></i>' for n in counts)
     label = f"Histogram of the scores, from {low:.4f} to {high:.4f}"
     return (

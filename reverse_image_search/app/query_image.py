@@ -14,17 +14,13 @@ _SPECKS = 0.01  # share of a row or column that may stand out without being part
 
 
 def to_query(pixels: np.ndarray, crop: bool, invert: bool) -> np.ndarray:
-    """Crop a photo to its object, pad it to a square and invert it.
+    """Crop a photo to its object, pad it to a square and invert it: (side, side, 3) uint8 RGB.
 
     Parameters
     ----------
     pixels : (height, width, 3) uint8 RGB
     crop : cut off what is as plain as the border
     invert : show a dark object on a light background as a light one on black
-
-    Returns
-    -------
-    (side, side, 3) uint8 RGB, where side is the longer one of height and width
     """
     background = np.median(_border(pixels), axis=0)  # (3,)
     if crop:
@@ -50,21 +46,17 @@ def as_encoder_sees(
 ) -> np.ndarray:
     """Preview of an image after the resizing and color conversion inside the encoder.
 
-    For display only: the encoder gets the image itself and does this on its own.
-
     Parameters
     ----------
     pixels : (height, width, 3) uint8 RGB
     size : (height, width) that the encoder works at
-    grayscale : whether the encoder converts to grayscale
 
     Returns
     -------
     (height, width) uint8 gray, or (height, width, 3) uint8 RGB
     """
-    height, width = size
     image = Image.fromarray(pixels).convert("L" if grayscale else "RGB")
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def _object_in(pixels: np.ndarray, background: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from dataclasses import asdict
 
 import streamlit as st
 
@@ -14,12 +13,7 @@ from reverse_image_search.client.search import served_identity
 
 
 def show_how_it_works(client: Client, seen: str) -> None:
-    """The two calls, their tensors, the models' versions and ids, and the server's state.
-
-    Parameters
-    ----------
-    seen : the server's current state; the description is cached for it
-    """
+    """The two calls, their tensors, the models' versions and ids, and the server's state `seen`."""
     with st.sidebar:
         st.header("How it works", anchor=False)
         st.markdown(
@@ -42,16 +36,13 @@ def _describe(_client: Client, seen: str) -> str:
     """Server, models and their tensors, as HTML."""
     lines = [f"Triton {_client.server_metadata()['version']}", _client.url]
     identity = served_identity(_client)
-    ids = {
-        contract.IMAGE_ENCODER: {contract.ENCODER_ID_PARAMETER: identity.encoder_id},
-        contract.VECTOR_SIMILARITY: asdict(identity.index),
-    }
-    for model in contract.MODELS:
+    ids = {"encoder_id": identity.encoder_id}, identity.index._asdict()
+    for model, model_ids in zip(contract.MODELS, ids, strict=True):
         metadata = _client.model_metadata(model.name)
         lines += [
             "",
             f"{model.name}  version {', '.join(metadata.get('versions', []))}",
-            *(f"{key} {value}" for key, value in ids[model].items()),
+            *(f"{key} {value}" for key, value in model_ids.items()),
             *(f"→ {_tensor(tensor)}" for tensor in metadata["inputs"]),
             *(f"← {_tensor(tensor)}" for tensor in metadata["outputs"]),
         ]

@@ -67,15 +67,11 @@ class Client:
         ValueError, TypeError : the images have another shape, range or type
         TritonError : the server did not answer
         """
-        (embeddings,) = self._infer_images(contract.IMAGE_ENCODER, images)
+        (embeddings,) = self._infer(contract.IMAGE_ENCODER, to_tensors(images))
         return embeddings
 
     def find_similar(self, embeddings: np.ndarray) -> Neighbors:
-        """Find the nearest gallery images of `embeddings` with `vector_similarity`.
-
-        Parameters
-        ----------
-        embeddings : (n, D) float, normalized by the server
+        """Find the nearest gallery images of `embeddings` (n, D), which the server normalizes.
 
         Raises
         ------
@@ -87,14 +83,12 @@ class Client:
             raise ValueError(f"embeddings must have shape (n, D), got {embeddings.shape}")
         if not np.isfinite(embeddings).all():
             raise ValueError("embeddings must be finite, got NaN or infinite values")
-        size = contract.MAX_BATCH_SIZE
-        batches = [embeddings[start : start + size] for start in range(0, len(embeddings), size)]
-        return Neighbors(*self._infer(contract.VECTOR_SIMILARITY, batches))
+        return Neighbors(*self._infer(contract.VECTOR_SIMILARITY, list(embeddings)))
 
     def search(self, images: Image.Image | np.ndarray | Iterable) -> Neighbors:
         """Embed `images` and find their nearest gallery images (see `embed`)."""
         if self.one_call and self._serves_ensemble():
-            return Neighbors(*self._infer_images(contract.IMAGE_SEARCH, images))
+            return Neighbors(*self._infer(contract.IMAGE_SEARCH, to_tensors(images)))
         return self.find_similar(self.embed(images))
 
     def is_ready(self) -> bool:
@@ -135,20 +129,13 @@ class Client:
                 )
         return self._ensemble_is_served
 
-    def _infer_images(
-        self, model: contract.ModelSpec, images: Image.Image | np.ndarray | Iterable
-    ) -> list[np.ndarray]:
-        tensors = to_tensors(images)
-        batches = batches_of_one_shape(tensors)
-        outputs = self._infer(model, [np.stack([tensors[i] for i in batch]) for batch in batches])
-        order = np.argsort(np.concatenate(batches))  # back to that of the images
-        return [output[order] for output in outputs]
-
-    def _infer(self, model: contract.ModelSpec, batches: list[np.ndarray]) -> list[np.ndarray]:
-        """Outputs of `model`, the batches' answers joined."""
-        answers = [self._infer_batch(model, batch) for batch in batches]
+    def _infer(self, model: contract.ModelSpec, items: list[np.ndarray]) -> list[np.ndarray]:
+        """Outputs of `model` for `items`, which are sent in batches of one shape."""
+        batches = batches_of_one_shape(items)
+        answers = [self._infer_batch(model, np.stack([items[i] for i in b])) for b in batches]
+        order = np.argsort(np.concatenate(batches))  # back to that of the items
         try:
-            return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+            return [np.concatenate(parts)[order] for parts in zip(*answers, strict=True)]
         except ValueError as error:
             raise RequestRejectedError(
                 f"{self.url} changed its models between two batches ({error}). Search again"

@@ -20,7 +20,7 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from reverse_image_search.client.first_frame import ImageFileError, exif_orientation, first_frame
 
@@ -31,15 +31,6 @@ MAX_PIXELS = 25_000_000
 MAX_SIDE = 512
 
 _EXIF_ORIENTATION = 0x0112
-_TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 # An AVIF file of 2 kB can hold a frame of 268 megapixels and declare 64 x 48. Pillow cannot limit
 # that, so a process with a memory limit of its own decodes it.
@@ -134,7 +125,7 @@ def _decode(data: bytes) -> Photo:
             image.info["exif"] = frame.exif
         if frame.animated:
             notes.append("The image is animated: only its first frame is used.")
-        if _transposition(image) is not None:
+        if _orientation(image) != 1:
             notes.append("The image was turned upright, as its EXIF orientation says.")
         upright = _upright(image)
     if upright.mode == "RGBA" and upright.getchannel("A").getextrema() != (255, 255):
@@ -144,22 +135,22 @@ def _decode(data: bytes) -> Photo:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation and shrink to `MAX_SIDE`; transparency, if any, is mode RGBA."""
-    transposition = _transposition(image)  # before conversions, which forget it
+    orientation = _orientation(image)  # before conversions, which forget it
     image = _with_plain_values(image)
     scale = MAX_SIDE / max(image.size)
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BOX)
-    return image if transposition is None else image.transpose(transposition)
+    image.info = {}  # metadata, which may be damaged
+    image.getexif()[_EXIF_ORIENTATION] = orientation
+    return ImageOps.exif_transpose(image)
 
 
-def _transposition(image: Image.Image) -> Image.Transpose | None:
+def _orientation(image: Image.Image) -> int:
     image.load()  # the EXIF chunk of a PNG file may follow the pixels
     if image.format is None and "exif" not in image.info:  # made in memory
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
-    else:
-        orientation = exif_orientation(image.info.get("exif", b""))
-    return _TRANSPOSITIONS.get(orientation)
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    return exif_orientation(image.info.get("exif", b""))
 
 
 def _with_plain_values(image: Image.Image) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +36,8 @@ class IndexIdentity(NamedTuple):
     gallery_id: str  # of the gallery that its ids belong to
 
 
-class ServedIdentity(NamedTuple):
+@dataclass(frozen=True)
+class ServedIdentity:
     """What both served models are."""
 
     encoder_id: str
@@ -71,11 +73,8 @@ def search_gallery(client: Client, gallery: Gallery, image: Image.Image | np.nda
 
 def served_identity(client: Client) -> ServedIdentity:
     """Read the identity of both served models."""
-    encoder = client.model_config(contract.IMAGE_ENCODER.name)
-    identity = ServedIdentity(
-        _parameter(encoder, contract.ENCODER_ID_PARAMETER), _index_identity(client)
-    )
-    _known[client.url] = identity
+    (encoder_id,) = _parameters(client, contract.IMAGE_ENCODER, contract.ENCODER_ID_PARAMETER)
+    identity = _known[client.url] = ServedIdentity(encoder_id, _index_identity(client))
     return identity
 
 
@@ -113,9 +112,8 @@ def _search(
 
 
 def _compare(served: ServedIdentity, gallery: Gallery) -> None:
-    expected = ServedIdentity(
-        gallery.encoder_id, IndexIdentity(gallery.encoder_id, gallery.gallery_id)
-    )
+    index = IndexIdentity(gallery.encoder_id, gallery.gallery_id)
+    expected = ServedIdentity(gallery.encoder_id, index)
     if served != expected:
         raise WrongAnswerError(
             "The server's models are of another build than the gallery, so results would show "
@@ -125,12 +123,10 @@ def _compare(served: ServedIdentity, gallery: Gallery) -> None:
 
 
 def _index_identity(client: Client) -> IndexIdentity:
-    config = client.model_config(contract.VECTOR_SIMILARITY.name)
-    return IndexIdentity(
-        _parameter(config, contract.ENCODER_ID_PARAMETER),
-        _parameter(config, contract.GALLERY_ID_PARAMETER),
-    )
+    names = contract.ENCODER_ID_PARAMETER, contract.GALLERY_ID_PARAMETER
+    return IndexIdentity(*_parameters(client, contract.VECTOR_SIMILARITY, *names))
 
 
-def _parameter(config: dict, name: str) -> str:
-    return (config.get("parameters") or {}).get(name, {}).get("string_value", "")
+def _parameters(client: Client, model: contract.ModelSpec, *names: str) -> list[str]:
+    parameters = client.model_config(model.name).get("parameters") or {}
+    return [parameters.get(name, {}).get("string_value", "") for name in names]

@@ -49,17 +49,12 @@ def to_tensors(images: Any) -> list[np.ndarray]:
 
 
 def to_tensor(image: Image.Image | np.ndarray | str | PathLike) -> np.ndarray:
-    """Convert one image.
+    """Convert one image to (3, height, width) float32, RGB from 0 to 1.
 
     Parameters
     ----------
-    image : a Pillow image; the path of an image file; a (height, width[, 3]) uint8 array,
-        grayscale or RGB; or a (3, height, width) float32 array, RGB from 0 to 1
-
-    Returns
-    -------
-    (3, height, width) float32, RGB from 0 to 1, no side longer than `MAX_SIDE` for Pillow images
-        and files
+    image : a Pillow image or the path of an image file, shrunk to `MAX_SIDE`; a (height,
+        width[, 3]) uint8 array; or a (3, height, width) float32 array, RGB from 0 to 1
 
     Raises
     ------

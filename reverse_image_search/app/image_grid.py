@@ -13,13 +13,11 @@ from pathlib import Path
 
 import streamlit as st
 
-_FOLDER = Path(__file__).parent
-
 _component = st.components.v2.component(
     "image_grid",
     html='<div class="grid"><ul></ul></div>',
-    css=(_FOLDER / "image_grid.css").read_text(),
-    js=(_FOLDER / "image_grid.js").read_text(),
+    css=Path(__file__).with_name("image_grid.css").read_text(),
+    js=Path(__file__).with_name("image_grid.js").read_text(),
 )
 
 

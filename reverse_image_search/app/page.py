@@ -100,10 +100,9 @@ def show_results(gallery: Gallery, started: float) -> None:
     st.subheader(f"Top {len(images)} similar images out of {len(gallery):,}", anchor=False)
     tiles = result_tiles(images, scores, query, details)
     image_grid("result", "Similar images, best first", tiles, partial(pick, gallery))
-    page_ms = 1e3 * (time.perf_counter() - started)
     timing = (
         f"encoder {answer.embed_ms:.1f} ms · search {answer.find_ms:.1f} ms · "
-        f"all with page {page_ms:.0f} ms"
+        f"all with page {1e3 * (time.perf_counter() - started):.0f} ms"
     )
     with card:
         query_card(query, majority(images), scores, timing)

@@ -46,14 +46,7 @@ def as_encoder_sees(
 ) -> np.ndarray:
     """Preview of an image after the resizing and color conversion inside the encoder.
 
-    Parameters
-    ----------
-    pixels : (height, width, 3) uint8 RGB
-    size : (height, width) that the encoder works at
-
-    Returns
-    -------
-    (height, width) uint8 gray, or (height, width, 3) uint8 RGB
+    From (height, width, 3) uint8 RGB to (*size[, 3]) uint8, gray or RGB.
     """
     image = Image.fromarray(pixels).convert("L" if grayscale else "RGB")
     return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))

@@ -1,7 +1,4 @@
-"""Client of the served models, on ``tritonclient.http``.
-
-https://github.com/triton-inference-server/client
-"""
+"""Client of the served models, on https://github.com/triton-inference-server/client."""
 
 from __future__ import annotations
 
@@ -17,11 +14,7 @@ from tritonclient.http import InferInput
 from tritonclient.utils import InferenceServerException
 
 from reverse_image_search import contract
-from reverse_image_search.client.connections import (
-    drop_connection,
-    kept_connection,
-    open_connection,
-)
+from reverse_image_search.client import connections
 from reverse_image_search.client.errors import RequestRejectedError, TritonError, triton_error
 from reverse_image_search.client.tensors import batches_of_one_shape, to_tensors
 
@@ -71,13 +64,7 @@ class Client:
         return embeddings
 
     def find_similar(self, embeddings: np.ndarray) -> Neighbors:
-        """Find the nearest gallery images of `embeddings` (n, D), which the server normalizes.
-
-        Raises
-        ------
-        ValueError : the embeddings have another shape, or values that are not finite
-        TritonError : the server did not answer
-        """
+        """Find the nearest gallery images of finite `embeddings` (n, D); raises like `embed`."""
         embeddings = np.asarray(embeddings, dtype=np.float32)
         if embeddings.ndim != 2 or not len(embeddings):
             raise ValueError(f"embeddings must have shape (n, D), got {embeddings.shape}")
@@ -153,7 +140,7 @@ class Client:
         except Exception as error:  # whatever a malformed answer leads to
             raise triton_error(error, self.url, self.timeout) from error
         if (answer.get("id"), answer.get("model_name")) != (request_id, model.name):
-            drop_connection(self.url, self.timeout)
+            connections.drop(self.url, self.timeout)
             raise RequestRejectedError(
                 f"{self.url} sent the answer to another request. Search again"
             )
@@ -173,15 +160,15 @@ class Client:
         once: searching changes nothing on the server.
         """
         while True:
-            kept = kept_connection(self.url, self.timeout)
+            kept = connections.of_this_thread().get((self.url, self.timeout))
             try:
-                connection = kept or open_connection(self.url, self.timeout)
+                connection = kept or connections.add(self.url, self.timeout)
                 return getattr(connection, method)(*arguments, **options)
             except InferenceServerException as error:
                 raise triton_error(error, self.url, self.timeout) from error
             except BaseException as error:
                 # What is left of an interrupted answer must not be read as the next one.
-                drop_connection(self.url, self.timeout)
+                connections.drop(self.url, self.timeout)
                 if not isinstance(error, Exception):
                     raise
                 if not kept or isinstance(error, TimeoutError):

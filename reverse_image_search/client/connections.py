@@ -10,15 +10,13 @@ import gevent.ssl
 from gevent.hub import set_hub  # type: ignore[attr-defined]  # missing from gevent's types
 from tritonclient.http import InferenceServerClient
 
-_Key = tuple[str, float]  # address, timeout in seconds
-
 
 class _Connections:
     """The connections of one thread, kept until it ends."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
-        self.clients: dict[_Key, InferenceServerClient] = {}
+        self.clients: dict[tuple[str, float], InferenceServerClient] = {}
         self._hub = gevent.get_hub()
 
     def __del__(self) -> None:
@@ -38,7 +36,8 @@ class _Connections:
 _this_thread = threading.local()
 
 
-def _clients() -> dict[_Key, InferenceServerClient]:
+def of_this_thread() -> dict[tuple[str, float], InferenceServerClient]:
+    """The connections of this thread, by address and timeout in seconds."""
     if not hasattr(_this_thread, "connections"):
         _this_thread.connections = _Connections()
     connections = _this_thread.connections
@@ -49,15 +48,10 @@ def _clients() -> dict[_Key, InferenceServerClient]:
     return connections.clients
 
 
-def kept_connection(url: str, timeout: float) -> InferenceServerClient | None:
-    """This thread's connection, if it has one."""
-    return _clients().get((url, timeout))
-
-
-def open_connection(url: str, timeout: float) -> InferenceServerClient:
+def add(url: str, timeout: float) -> InferenceServerClient:
     """Open a connection of this thread and keep it."""
     scheme, _, address = url.partition("://")
-    client = _clients()[url, timeout] = InferenceServerClient(
+    client = of_this_thread()[url, timeout] = InferenceServerClient(
         address,
         connection_timeout=timeout,
         network_timeout=timeout,
@@ -68,7 +62,7 @@ def open_connection(url: str, timeout: float) -> InferenceServerClient:
     return client
 
 
-def drop_connection(url: str, timeout: float) -> None:
+def drop(url: str, timeout: float) -> None:
     """Close this thread's connection."""
-    if client := _clients().pop((url, timeout), None):
+    if client := of_this_thread().pop((url, timeout), None):
         client.close()

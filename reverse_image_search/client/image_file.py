@@ -76,8 +76,12 @@ def read_image(data: bytes) -> Photo:
         except ImageFileError:
             raise
         except Image.DecompressionBombError as error:
-            # Pillow's own limit, far above ours; only its message knows the number of pixels.
-            raise _too_large(int(re.findall(r"\d+", str(error))[0])) from None
+            # Pillow has a limit as well, far above ours; only its message knows the pixels.
+            pixels = int(re.findall(r"\d+", str(error))[0])
+            raise ImageFileError(
+                f"The image has {pixels / 1e6:.0f} megapixels; the limit is "
+                f"{MAX_PIXELS / 1e6:.0f}. Make it smaller and try again."
+            ) from None
         except Exception as error:
             # Decoders meet damaged data with a dozen kinds of exceptions (OSError, SyntaxError,
             # struct.error, zlib.error, IndexError, ...), and each means the same here.
@@ -111,7 +115,7 @@ def _decode(data: bytes) -> Photo:
     with Image.open(io.BytesIO(frame.data), formats=[file_format]) as image:
         size = image.size
         if size[0] * size[1] > MAX_PIXELS:
-            raise _too_large(size[0] * size[1])
+            raise Image.DecompressionBombError(f"{size[0] * size[1]} pixels")
         if file_format == "BMP" and image.info.get("compression") in (1, 2):
             # Pillow decodes run lengths in Python, which takes many seconds for hostile files.
             raise ImageFileError("Compressed BMP is not supported. Save the image as PNG.")
@@ -158,11 +162,9 @@ def _with_plain_values(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         values = np.asarray(image)
         gray = Image.fromarray((values // 257).astype(np.uint8))
-        transparent = image.info.get("transparency")
-        if transparent is None:
-            return gray
-        gray.putalpha(Image.fromarray(values != transparent).convert("L"))
-        return gray.convert("RGBA")
+        if (transparent := image.info.get("transparency")) is not None:
+            gray.putalpha(Image.fromarray(values != transparent).convert("L"))
+        image = gray
     # Programs that do not know of transparency leave it at 0 in a BMP file.
     if image.mode == "RGBA" and image.format == "BMP" and not image.getchannel("A").getbbox():
         return image.convert("RGB")
@@ -178,10 +180,3 @@ def _opaque(image: Image.Image) -> Image.Image:
         canvas = Image.new("RGBA", image.size, "white" if mean < 128 else "black")
         image = Image.alpha_composite(canvas, image)
     return image.convert("RGB")
-
-
-def _too_large(pixels: int) -> ImageFileError:
-    return ImageFileError(
-        f"The image has {pixels / 1e6:.0f} megapixels; the limit is {MAX_PIXELS / 1e6:.0f}. "
-        "Make it smaller and try again."
-    )

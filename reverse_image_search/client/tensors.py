@@ -17,13 +17,7 @@ _ROUNDING = 1e-5
 
 
 def to_tensors(images: Any) -> list[np.ndarray]:
-    """Convert one image or several.
-
-    Parameters
-    ----------
-    images : an iterable of images (see `to_tensor`); one image; or one array of n images:
-        (n, height, width) uint8 grayscale, (n, height, width, 3) uint8 RGB, or
-        (n, 3, height, width) float32 RGB from 0 to 1
+    """Convert one image or several, in any form that `Client.embed` takes.
 
     Raises
     ------

@@ -1,7 +1,5 @@
-"""``python -m reverse_image_search.benchmark``: see ``reverse_image_search/bin/benchmark.sh``."""
-
-import sys
+"""See ``reverse_image_search/bin/benchmark.sh``."""
 
 from reverse_image_search.benchmark.run import main
 
-sys.exit(main())
+main()

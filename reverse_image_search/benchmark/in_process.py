@@ -1,7 +1,5 @@
 """The machine's limit: the two served TorchScript files called directly, in one process."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +8,7 @@ import numpy as np
 import torch
 
 from reverse_image_search import contract
-from reverse_image_search.benchmark.query_tensors import query_tensors
+from reverse_image_search.benchmark.load_generator import query_tensors
 from reverse_image_search.layout import MODEL_REPO, model_file
 from reverse_image_search.serving.export import load_torchscript
 

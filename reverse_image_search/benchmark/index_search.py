@@ -6,8 +6,6 @@ Real embeddings of the build, repeated with noise beyond its size, so that neigh
 Each size is measured in a process of its own, which bounds the memory and shows its peak.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 import time
@@ -17,11 +15,11 @@ import faiss
 import numpy as np
 import psutil
 import torch
-from matplotlib.figure import Figure
 
 from reverse_image_search.benchmark.in_process import load_models
+from reverse_image_search.benchmark.load_generator import query_tensors
 from reverse_image_search.benchmark.measurements import describe_machine, in_own_process
-from reverse_image_search.benchmark.query_tensors import query_tensors
+from reverse_image_search.benchmark.report import plot_lines
 from reverse_image_search.evaluation.command_line import make_parser
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.indexes.exact import ExactIndex
@@ -87,37 +85,26 @@ def measure_index_search(output_dir: Path, size: int) -> dict:
     return row | {"exact_ms": exact_ms, "faiss_ms": faiss_ms, "score_difference": difference}
 
 
-def plot_growth(rows: list[dict], path: Path) -> None:
-    """Time and memory of a search against the size of the gallery."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    time_axes, memory_axes = figure.subplots(1, 2)
-    sizes = [row["gallery"] for row in rows]
-    for index in ("exact", "faiss"):
-        for queries in (1, 32):
-            times = [row[f"{index}_ms"][queries] / queries for row in rows]
-            time_axes.plot(sizes, times, "o-", label=f"{index}, {queries} queries at once, each")
-    for key in ("memory_mb", "file_mb"):
-        memory_axes.plot(sizes, [row[key] for row in rows], "o-", label=key.partition("_")[0])
-    for axes, unit in ((time_axes, "ms"), (memory_axes, "MB")):
-        axes.set(xscale="log", yscale="log", xlabel="vectors in the gallery", ylabel=unit)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.suptitle(describe_machine())
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     """Print a row per size as JSON; draw them with --plot."""
     parser = make_parser(main.__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[60_000, 600_000, 6_000_000])
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--plot", type=Path, metavar="FILE")
     options = parser.parse_args()
     rows = []
     for size in options.sizes:
         rows.append(in_own_process(measure_index_search, options.output_dir, size))
         print(json.dumps(rows[-1]), flush=True)
     if options.plot:
-        plot_growth(rows, options.plot)
+        lines = {
+            f"{index}, {queries} at once": [
+                (row["gallery"], row[f"{index}_ms"][queries] / queries, "") for row in rows
+            ]
+            for index in ("exact", "faiss")
+            for queries in _BATCH_SIZES
+        }
+        plot_lines(options.plot, lines, xlabel="vectors in the gallery", ylabel="ms for a query",
+                   xscale="log", yscale="log", title=describe_machine())  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,23 +4,24 @@ One thread drives all connections and sends requests that were made beforehand, 
 generator takes little processor time from the server; it reports how much it took.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import itertools
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
+from PIL import Image
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from reverse_image_search import contract
-from reverse_image_search.benchmark.query_tensors import query_tensors
+from reverse_image_search.gallery import Gallery
+from reverse_image_search.layout import gallery_file
 
 _PREPARED_QUERIES = 256  # different images in turn
 _HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -44,19 +45,14 @@ def _post(path: str, body: bytes, *headers: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def _infer(model: contract.ModelSpec, tensor: np.ndarray) -> bytes:
+def _infer(model: contract.ModelSpec, tensor: np.ndarray, binary: bool = True) -> bytes:
     (spec,) = model.inputs
     infer_input = InferInput(spec.name, tensor.shape, spec.datatype)
-    infer_input.set_data_from_numpy(tensor)
-    outputs = [InferRequestedOutput(output.name) for output in model.outputs]  # binary
+    infer_input.set_data_from_numpy(tensor, binary_data=binary)
+    outputs = [InferRequestedOutput(output.name, binary_data=binary) for output in model.outputs]
     body, length = InferenceServerClient.generate_request_body([infer_input], outputs=outputs)
-    return _post(f"/v2/models/{model.name}/infer", body, f"{_HEADER_LENGTH}: {length}")
-
-
-def _infer_json(model: contract.ModelSpec, shape: tuple[int, ...], data: list[float]) -> bytes:
-    (spec,) = model.inputs
-    tensor = {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": data}
-    return _post(f"/v2/models/{model.name}/infer", json.dumps({"inputs": [tensor]}).encode())
+    headers = [f"{_HEADER_LENGTH}: {length}"] if binary else []
+    return _post(f"/v2/models/{model.name}/infer", body, *headers)
 
 
 def _pass_embedding_on(head: bytes, body: bytes) -> bytes:
@@ -66,7 +62,8 @@ def _pass_embedding_on(head: bytes, body: bytes) -> bytes:
 
 def _pass_json_on(_head: bytes, body: bytes) -> bytes:
     (output,) = json.loads(body)["outputs"]
-    return _infer_json(contract.VECTOR_SIMILARITY, output["shape"], output["data"])
+    embedding = np.array(output["data"], np.float32)
+    return _infer(contract.VECTOR_SIMILARITY, embedding[None], binary=False)
 
 
 def _base64(pixels: np.ndarray) -> bytes:
@@ -74,21 +71,39 @@ def _base64(pixels: np.ndarray) -> bytes:
     return _post("/predict", json.dumps(content).encode(), "Content-Type: application/json")
 
 
+def _raw(pixels: np.ndarray) -> bytes:
+    return _post(f"/predict?width={pixels.shape[3]}", pixels.tobytes())
+
+
 SCENARIOS = {
-    "one_call": Scenario(lambda pixels: _infer(contract.IMAGE_SEARCH, pixels)),
-    "two_calls": Scenario(
-        lambda pixels: _infer(contract.IMAGE_ENCODER, pixels), _pass_embedding_on
-    ),
+    "one_call": Scenario(partial(_infer, contract.IMAGE_SEARCH)),
+    "two_calls": Scenario(partial(_infer, contract.IMAGE_ENCODER), _pass_embedding_on),
     # As in the first version of this tutorial: pixels and embeddings as JSON numbers.
     "two_json_calls": Scenario(
-        lambda pixels: _infer_json(contract.IMAGE_ENCODER, pixels.shape, pixels.ravel().tolist()),
-        _pass_json_on,
+        partial(_infer, contract.IMAGE_ENCODER, binary=False), _pass_json_on
     ),
     "base64_pixels": Scenario(_base64),
-    "raw_pixels": Scenario(
-        lambda pixels: _post(f"/predict?width={pixels.shape[3]}", pixels.tobytes())
-    ),
+    "raw_pixels": Scenario(_raw),
 }
+
+
+def query_tensors(output_dir: Path, count: int) -> np.ndarray:
+    """A build's first example queries, or gallery images, in the size of the first one.
+
+    Returns
+    -------
+    (n, 3, height, width) float32 RGB, 0 to 1, n at most `count`
+
+    Raises
+    ------
+    GalleryError : the build has no gallery, or it is damaged
+    """
+    gallery = Gallery(gallery_file(output_dir))
+    images = gallery.queries(gallery.query_ids()[:count])
+    images = images or gallery.images(gallery.ids()[:count])
+    size = Image.fromarray(images[0].pixels).size
+    pixels = [Image.fromarray(image.pixels).convert("RGB").resize(size) for image in images]
+    return np.stack([np.asarray(image).transpose(2, 0, 1) / np.float32(255) for image in pixels])
 
 
 def generate_load(
@@ -140,11 +155,11 @@ async def _generate_load(
     async with asyncio.timeout(warm_up + seconds + 30):
         cpus = asyncio.create_task(share_of_a_processor())
         await asyncio.gather(*(search_until_the_end() for _ in range(clients)))
-    return {
-        "queries_per_second": len(latencies) / seconds,
-        **{f"p{p}_ms": 1e3 * np.percentile(latencies, p) for p in (50, 95, 99)},
-        "generator_cpus": await cpus,
-    }
+        return {
+            "queries_per_second": len(latencies) / seconds,
+            **{f"p{p}_ms": 1e3 * np.percentile(latencies, p) for p in (50, 95, 99)},
+            "generator_cpus": await cpus,
+        }
 
 
 async def _read_answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:

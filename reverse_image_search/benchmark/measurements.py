@@ -1,6 +1,4 @@
-"""Single measurements, each in a process of its own, and what the server says of itself."""
-
-from __future__ import annotations
+"""Single measurements, each in a process of its own, and the server's own figures."""
 
 import contextlib
 import json

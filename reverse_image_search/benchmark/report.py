@@ -1,26 +1,24 @@
 """What the benchmark's measurements say: medians, ratios with their targets, tables, a plot."""
 
-from __future__ import annotations
-
 import statistics
 from pathlib import Path
 
 from reverse_image_search.evaluation.command_line import print_table
 
-TARGETS = {  # ratio: (target, whether less is better)
-    "two calls, 1 client: p50 over in-process": (1.25, True),
-    "one call, 1 client: p50 over in-process": (1.15, True),
-    "two calls: best throughput over in-process": (0.6, False),
-    "one call: best throughput over in-process": (0.75, False),
-    "two calls over FastAPI, 32 clients": (2.5, False),
-    "one call over FastAPI, 32 clients": (3.0, False),
-    "two calls over LitServe, 32 clients": (2.5, False),
-    "one call over LitServe, 32 clients": (3.0, False),
-    "two calls over the first version, 32 clients": (8.0, False),
-    "one call over the first version, 32 clients": (10.0, False),
-    "exact search, one query: over FAISS": (1.2, True),
-    "first request over the median": (1.5, True),
-    "backend, 1 client: milliseconds added to a call": (0.3, True),
+TARGETS = {  # ratio: at most, or at least
+    "two calls, 1 client: p50 over in-process": ("≤", 1.25),
+    "one call, 1 client: p50 over in-process": ("≤", 1.15),
+    "two calls: best throughput over in-process": ("≥", 0.6),
+    "one call: best throughput over in-process": ("≥", 0.75),
+    "two calls over FastAPI, 32 clients": ("≥", 2.5),
+    "one call over FastAPI, 32 clients": ("≥", 3.0),
+    "two calls over LitServe, 32 clients": ("≥", 2.5),
+    "one call over LitServe, 32 clients": ("≥", 3.0),
+    "two calls over the first version, 32 clients": ("≥", 8.0),
+    "one call over the first version, 32 clients": ("≥", 10.0),
+    "exact search, one query: over FAISS": ("≤", 1.2),
+    "first request over the median": ("≤", 1.5),
+    "backend, 1 client: milliseconds added to a call": ("≤", 0.3),
 }
 _FIGURES = ("queries_per_second", "p50_ms", "p95_ms", "p99_ms", "server_cpus", "generator_cpus")
 
@@ -67,56 +65,58 @@ def compute_ratios(rows: list[dict]) -> dict[str, float]:
 
 def print_report(report: dict) -> None:
     """Tables of all rows, Triton's own statistics and the ratios."""
-    rows = report["rows"]
+    rows, limit = report["rows"], _limit(report["rows"])
     print(f"\n{report['machine']}")
     print_table(
-        ("what", "clients", "queries/s", "p50 ms", "p95 ms", "p99 ms", "CPUs: server",
-         "generator", "spread", "of the limit"),
-        [
-            [row["name"], row["clients"] or "", *(row.get(key, 0.0) for key in _FIGURES),
-             row["spread"], row["queries_per_second"] / _limit(rows)]
-            for row in rows
-        ],
+        ["what", "clients", "queries/s", "p50 ms", "p95 ms", "p99 ms", "CPUs: server", "generator",
+         "spread", "of the limit"],
+        [[row["name"], row["clients"] or "", *(row.get(key, 0.0) for key in _FIGURES),
+          row["spread"], row["queries_per_second"] / limit] for row in rows],
     )  # fmt: skip
     print_table(
-        ("Triton's own statistics", "clients", "model", "batch", "queue ms", "compute ms"),
-        [
-            [row["name"], row["clients"], model, *figures.values()]
-            for row in rows
-            for model, figures in row.get("triton", {}).items()
-        ],
-    )
+        ["Triton's own statistics", "clients", "model", "batch", "queue ms", "compute ms"],
+        [[row["name"], row["clients"], model, *figures.values()]
+         for row in rows for model, figures in row.get("triton", {}).items()],
+    )  # fmt: skip
     if search := report.get("index_search"):
+        pairs = zip(search["faiss_ms"].items(), search["exact_ms"].values(), strict=True)
         print_table(
-            (f"exact search of {search['gallery']:,}: queries", "FAISS ms", "here ms", "ratio"),
-            [
-                [queries, faiss_ms, here_ms := search["exact_ms"][queries], here_ms / faiss_ms]
-                for queries, faiss_ms in search["faiss_ms"].items()
-            ],
+            [f"exact search of {search['gallery']:,}: queries", "FAISS ms", "here ms", "ratio"],
+            [[queries, faiss, here, here / faiss] for (queries, faiss), here in pairs],
         )
     targets = []
     for name, ratio in report["ratios"].items():
-        target, less = TARGETS[name]
-        is_met = ratio <= target if less else ratio >= target
-        targets.append([name, ratio, f"{'≤' if less else '≥'} {target}", "yes" if is_met else "no"])
-    print_table(("ratio", "measured", "target", "met"), targets)
+        sign, target = TARGETS[name]
+        is_met = ratio <= target if sign == "≤" else ratio >= target
+        targets.append([name, ratio, f"{sign} {target}", "yes" if is_met else "no"])
+    print_table(["ratio", "measured", "target", "met"], targets)
 
 
 def plot_load(rows: list[dict], machine: str, path: Path) -> None:
-    """Latency against throughput, one line per server."""
+    """Latency against throughput, one line per server, the number of clients at each point."""
+    lines: dict[str, list[tuple]] = {}
+    for row in rows:
+        if row["clients"]:
+            point = (row["queries_per_second"], row["p50_ms"], row["clients"])
+            lines.setdefault(row["name"], []).append(point)
+    latencies = [row["p50_ms"] for row in rows]
+    limit = _limit(rows)
+    lines["in-process limit"] = [(limit, min(latencies), ""), (limit, max(latencies), "")]
+    plot_lines(path, lines, xlabel="queries per second", ylabel="median latency, ms",
+               yscale="log", title=f"Numbers at the points: clients\n{machine}")  # fmt: skip
+
+
+def plot_lines(path: Path, lines: dict[str, list[tuple]], **axes_settings: str) -> None:
+    """Lines by label through points (x, y, text)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for name in dict.fromkeys(row["name"] for row in rows if row["clients"]):
-        points = [row for row in rows if row["name"] == name]
-        places = [(row["queries_per_second"], row["p50_ms"]) for row in points]
-        axes.plot(*zip(*places, strict=True), "o-", label=name)
-        for row, place in zip(points, places, strict=True):
-            axes.annotate(str(row["clients"]), place, (4, 4), textcoords="offset points")
-    axes.axvline(_limit(rows), color="gray", linestyle=":", label="in-process limit")
-    axes.set(xlabel="queries per second", ylabel="median latency, ms", yscale="log",
-             title=f"Numbers at the points: clients\n{machine}")  # fmt: skip
+    for label, points in lines.items():
+        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", label=label)
+        for x, y, text in points:
+            axes.annotate(str(text), (x, y), (4, 4), textcoords="offset points")
+    axes.set(**axes_settings)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)

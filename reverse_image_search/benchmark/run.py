@@ -3,8 +3,6 @@
 Run it through ``reverse_image_search/bin/benchmark.sh``.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from reverse_image_search import contract
 from reverse_image_search.benchmark.in_process import measure_in_process
+from reverse_image_search.benchmark.index_search import measure_index_search
 from reverse_image_search.benchmark.measurements import (
     BenchmarkError,
     answer,
@@ -28,18 +27,16 @@ from reverse_image_search.benchmark.report import (
     plot_load,
     print_report,
 )
-from reverse_image_search.benchmark.servers import own_server, peers
+from reverse_image_search.benchmark.servers import own_server, peer_servers
 from reverse_image_search.evaluation.command_line import make_parser
 from reverse_image_search.gallery import Gallery, GalleryError
 from reverse_image_search.layout import START_COMMAND, gallery_file
 
-_CLIENTS = (1, 8, 32, 64)
-_PEER_CLIENTS = (1, 32)
-_BATCH_SIZES = (1, 8, 16, 32, 64)
+_CLIENTS, _PEER_CLIENTS, _BATCH_SIZES = (1, 8, 32, 64), (1, 32), (1, 8, 16, 32, 64)
 
 
-def main() -> int:
-    """Measure, print, and write what was asked for; returns the exit code."""
+def main() -> None:
+    """Measure, print, and write what was asked for."""
     parser = make_parser(main.__doc__, seconds=3.0, repeats=3)
     parser.add_argument("--start", action="store_true", help="start a server for the measurement")
     parser.add_argument("--compare", action="store_true", help="measure the peers too")
@@ -49,14 +46,12 @@ def main() -> int:
     try:
         report = measure(options)
     except (BenchmarkError, GalleryError) as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"benchmark: {error}")
     print_report(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     if options.plot:
         plot_load(report["rows"], report["machine"], options.plot)
-    return 0
 
 
 def measure(options: argparse.Namespace) -> dict:
@@ -80,8 +75,6 @@ def measure(options: argparse.Namespace) -> dict:
         rows = _measure_servers(options, url)
     report: dict = {"machine": describe_machine(), "rows": rows}
     if options.compare:
-        from reverse_image_search.benchmark.index_search import measure_index_search
-
         search = in_own_process(measure_index_search, options.output_dir, size)
         report["index_search"] = search
         ratios["exact search, one query: over FAISS"] = (
@@ -92,6 +85,7 @@ def measure(options: argparse.Namespace) -> dict:
 
 def _measure_servers(options: argparse.Namespace, url: str) -> list[dict]:
     output_dir, seconds = options.output_dir, options.seconds
+    ways = _served_ways(url)
     reports: dict[tuple[str, int], list[dict]] = defaultdict(list)
 
     def add(name: str, clients: int, report: dict) -> None:
@@ -99,26 +93,23 @@ def _measure_servers(options: argparse.Namespace, url: str) -> list[dict]:
         print(f"  {name}, {clients or 'no'} clients: {report['queries_per_second']:.0f} queries/s, "
               f"p50 {report['p50_ms']:.2f} ms", flush=True)  # fmt: skip
 
-    ways = _served_ways(url)
     for repeat in range(options.repeats):
         print(f"repeat {repeat + 1} of {options.repeats}", flush=True)
         for threads in sorted({1, os.cpu_count() or 1}):
-            in_process = in_own_process(
-                measure_in_process, output_dir, threads, _BATCH_SIZES, seconds
-            )
-            for size, report in in_process.items():
+            load = (output_dir, threads, _BATCH_SIZES, seconds)
+            for size, report in in_own_process(measure_in_process, *load).items():
                 add(f"in-process, {threads} threads, batch {size}", 0, report)
-        for name, scenario in ways:
+        for name, scenario in ways.items():
             for clients in _CLIENTS:
                 add(name, clients, measure_load(url, scenario, clients, output_dir, seconds))
-    for name, scenario, server in peers(output_dir) if options.compare else ():
+    for name, scenario, server in peer_servers(output_dir) if options.compare else ():
         with server as peer_url:
             for clients in _PEER_CLIENTS * options.repeats:
                 add(name, clients, measure_load(peer_url, scenario, clients, output_dir, seconds))
     return [median_row(*key, repeats) for key, repeats in reports.items()]
 
 
-def _served_ways(url: str) -> list[tuple[str, str]]:
+def _served_ways(url: str) -> dict[str, str]:
     """Name and scenario of each way to search at `url`."""
 
     def is_served(model: contract.ModelSpec) -> bool:
@@ -130,6 +121,6 @@ def _served_ways(url: str) -> list[tuple[str, str]]:
             "or let the benchmark start one with --start"
         )
     if is_served(contract.IMAGE_SEARCH):
-        return [("two calls", "two_calls"), ("one call", "one_call")]
+        return {"two calls": "two_calls", "one call": "one_call"}
     print("image_search is not served; start the server with --ensemble to measure it.")
-    return [("two calls", "two_calls")]
+    return {"two calls": "two_calls"}

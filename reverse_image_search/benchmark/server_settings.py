@@ -6,30 +6,26 @@ Each setting gets a model repository and a server of its own, in the local runti
 are measured `--repeats` times in turn, so that a noisy minute does not affect one alone.
 """
 
-from __future__ import annotations
-
+import itertools
 import shutil
-import statistics
 import sys
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from reverse_image_search import contract
 from reverse_image_search.benchmark.in_process import load_models
+from reverse_image_search.benchmark.load_generator import query_tensors
 from reverse_image_search.benchmark.measurements import describe_machine, measure_load
-from reverse_image_search.benchmark.query_tensors import query_tensors
 from reverse_image_search.benchmark.servers import local_server
 from reverse_image_search.evaluation.command_line import make_parser, print_table
 from reverse_image_search.layout import ENSEMBLE_REPO, MODEL_REPO, config_file
 from reverse_image_search.serving.model_config import ServerSettings, model_config
 
 _RUNS = [("two_calls", 1), ("two_calls", 32), ("two_calls", 64), ("one_call", 1), ("one_call", 64)]
-
 _AS_BUILT, _TWO_INSTANCES = ServerSettings(), ServerSettings(instance_count=2)
-
 SETTINGS = {  # name: settings of image_encoder and of vector_similarity
     "as built": (_AS_BUILT, _AS_BUILT),
     "2 encoders": (_TWO_INSTANCES, _AS_BUILT),
@@ -44,25 +40,21 @@ SETTINGS = {  # name: settings of image_encoder and of vector_similarity
 def main() -> None:
     """Print a row per setting: median latency of one client, median throughput of more."""
     options = make_parser(main.__doc__, seconds=3.0, repeats=3).parse_args()
-    measured: dict[tuple, list[float]] = defaultdict(list)
-    for repeat in range(options.repeats):
-        for name, settings in SETTINGS.items():
-            print(f"repeat {repeat + 1}: {name} ...", file=sys.stderr, flush=True)
-            with tempfile.TemporaryDirectory() as folder:
-                repositories = _copy_repositories(options.output_dir, Path(folder), settings)
-                with local_server(repositories) as url:
-                    for scenario, clients in _RUNS:
-                        report = measure_load(
-                            url, scenario, clients, options.output_dir, options.seconds
-                        )
-                        figure = "p50_ms" if clients == 1 else "queries_per_second"
-                        measured[name, scenario, clients].append(report[figure])
+    output_dir = options.output_dir
+    measured = np.empty((options.repeats, len(SETTINGS), len(_RUNS)))
+    for repeat, (row, name) in itertools.product(range(options.repeats), enumerate(SETTINGS)):
+        print(f"repeat {repeat + 1}: {name} ...", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            repositories = _copy_repositories(output_dir, Path(folder), SETTINGS[name])
+            with local_server(repositories) as url:
+                for column, (scenario, clients) in enumerate(_RUNS):
+                    load = measure_load(url, scenario, clients, output_dir, options.seconds)
+                    figure = "p50_ms" if clients == 1 else "queries_per_second"
+                    measured[repeat, row, column] = load[figure]
     print(describe_machine())
-    units = ["ms" if clients == 1 else "queries/s" for _, clients in _RUNS]
-    columns = [f"{run[0]}, {run[1]}: {unit}" for run, unit in zip(_RUNS, units, strict=True)]
-    medians = {key: statistics.median(values) for key, values in measured.items()}
-    rows = [[name, *(medians[name, *run] for run in _RUNS)] for name in SETTINGS]
-    print_table(["setting", *columns], rows)
+    columns = [f"{way}, {clients}: {'ms' if clients == 1 else '/s'}" for way, clients in _RUNS]
+    medians = zip(SETTINGS, np.median(measured, axis=0), strict=True)
+    print_table(["setting", *columns], [[name, *values] for name, values in medians])
 
 
 def _copy_repositories(

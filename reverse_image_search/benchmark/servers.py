@@ -1,7 +1,5 @@
 """The measured servers: each runs on free ports until its context ends."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -14,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from reverse_image_search.benchmark.first_version import write_first_version
+from reverse_image_search.benchmark.load_generator import query_tensors
 from reverse_image_search.benchmark.measurements import BenchmarkError, answer
-from reverse_image_search.benchmark.query_tensors import query_tensors
+from reverse_image_search.benchmark.peers import write_first_version
 from reverse_image_search.client import Client
 from reverse_image_search.layout import ENSEMBLE_REPO, MODEL_REPO
 from reverse_image_search.serving.ports import free_ports
@@ -38,10 +36,10 @@ def own_server(output_dir: Path) -> Iterator[tuple[str, float]]:
         yield url, latencies[0] / statistics.median(latencies[1:])
 
 
-def peers(output_dir: Path) -> Iterator[tuple[str, str, AbstractContextManager[str]]]:
+def peer_servers(output_dir: Path) -> Iterator[tuple[str, str, AbstractContextManager[str]]]:
     """Name, scenario of the load generator, and server of each peer."""
-    yield "FastAPI", "raw_pixels", _peer("fastapi_peer", output_dir)
-    yield "LitServe", "base64_pixels", _peer("litserve_peer", output_dir)
+    yield "FastAPI", "raw_pixels", _peer("fastapi", output_dir)
+    yield "LitServe", "base64_pixels", _peer("litserve", output_dir)
     with tempfile.TemporaryDirectory() as folder:
         write_first_version(Path(folder))
         yield "the first version", "two_json_calls", local_server([Path(folder)])
@@ -50,30 +48,27 @@ def peers(output_dir: Path) -> Iterator[tuple[str, str, AbstractContextManager[s
 @contextlib.contextmanager
 def local_server(repositories: list[Path]) -> Iterator[str]:
     """The local runtime's Triton on any model repositories: its address."""
-    ports = free_ports(3)
-    options: list[tuple] = [
-        *zip(("--http-port", "--grpc-port", "--metrics-port"), ports, strict=True)
-    ]
-    options += [("--model-repository", folder) for folder in repositories]
-    with _running("serving.local_server", options, lambda: is_ready(ports[0])):
-        yield f"http://127.0.0.1:{ports[0]}"
+    port, grpc_port, metrics_port = free_ports(3)
+    options = [f"--model-repository={folder}" for folder in repositories]
+    options += [f"--http-port={port}", f"--grpc-port={grpc_port}", f"--metrics-port={metrics_port}"]
+    with _running("serving.local_server", options, lambda: is_ready(port)):
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextlib.contextmanager
-def _peer(module: str, output_dir: Path) -> Iterator[str]:
+def _peer(name: str, output_dir: Path) -> Iterator[str]:
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    options = [("--output-dir", output_dir), ("--port", port)]
+    options = [f"--server={name}", f"--output-dir={output_dir}", f"--port={port}"]
     # LitServe listens before its workers can answer.
-    with _running(f"benchmark.{module}", options, lambda: answer(f"{url}/health") is not None):
+    with _running("benchmark.peers", options, lambda: answer(f"{url}/health") is not None):
         yield url
 
 
 @contextlib.contextmanager
-def _running(module: str, options: list[tuple], is_up: Callable[[], bool]) -> Iterator[None]:
+def _running(module: str, options: list[str], is_up: Callable[[], bool]) -> Iterator[None]:
     """Run a module of ours; wait until it is up, and stop it with all of its processes."""
-    command = [sys.executable, "-I", "-m", f"reverse_image_search.{module}"]
-    command += [str(word) for option in options for word in option]
+    command = [sys.executable, "-I", "-m", f"reverse_image_search.{module}", *options]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:

@@ -8,8 +8,6 @@ exit code is 1 after an error or a wrong answer, when a process's memory is not 
 slowest answers are slower at the end than at the start.
 """
 
-from __future__ import annotations
-
 import contextlib
 import random
 import sys
@@ -17,7 +15,6 @@ import threading
 import time
 from array import array
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -37,12 +34,8 @@ _WARM_UP = 1 / 3
 _FLAT = 16.0  # MB that a process may grow by over the measured part of the run
 
 
-class Question(NamedTuple):
-    """A gallery image and its right answer: ids that score best (its own, mostly), all scores."""
-
-    pixels: np.ndarray  # (height, width) or (height, width, 3) uint8
-    best_ids: set[int]
-    scores: np.ndarray  # (K,) float32
+# Pixels of a gallery image, ids that score best (its own, mostly), all scores (K,).
+Question = tuple[np.ndarray, set[int], np.ndarray]
 
 
 def main() -> int:
@@ -52,16 +45,13 @@ def main() -> int:
     client = Client(options.url)
     port = urlsplit(options.url).port or 80
     processes = _processes(port)
+    if not processes:
+        sys.exit(f"soak: no tritonserver of this machine serves port {port}. Start it with "
+                 f"RUNTIME=local {START_COMMAND}")  # fmt: skip
     try:
-        if not processes:
-            raise WrongAnswerError(
-                f"no tritonserver of this machine serves port {port}. Start it with "
-                f"RUNTIME=local {START_COMMAND}"
-            )
         questions = ask_beforehand(client, Gallery(gallery_file(options.output_dir)))
     except (GalleryError, TritonError, WrongAnswerError) as error:
-        print(f"soak: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"soak: {error}")
     seconds = 60 * options.minutes
     # Of each client: when, latency, when, latency, ... in 8 bytes an answer, since this process's
     # memory is watched as well.
@@ -72,18 +62,18 @@ def main() -> int:
     def search_until_the_end(client_number: int) -> None:
         rng = random.Random(client_number)
         while (start := time.monotonic()) < begin + seconds:
-            question = rng.choice(questions)
+            pixels, best_ids, right_scores = rng.choice(questions)
             try:
-                (ids,), (scores,) = client.search([question.pixels])
+                (ids,), (scores,) = client.search([pixels])
             except TritonError as error:
                 problems.append(f"error: {error}")
                 continue
             now = time.monotonic()
             timings[client_number].extend((now - begin, now - start))
-            if ids[0] not in question.best_ids or not np.allclose(
-                scores, question.scores, rtol=0, atol=_TOLERANCE
+            if ids[0] not in best_ids or not np.allclose(
+                scores, right_scores, rtol=0, atol=_TOLERANCE
             ):
-                problems.append(f"wrong: {ids[:3]}, not {sorted(question.best_ids)}")
+                problems.append(f"wrong: {ids[:3]}, not {sorted(best_ids)}")
 
     threads = [
         threading.Thread(target=search_until_the_end, args=(number,), daemon=True)
@@ -121,14 +111,14 @@ def ask_beforehand(client: Client, gallery: Gallery, seed: int = 0) -> list[Ques
     """
     check_identity(client, gallery)
     ids = np.random.default_rng(seed).permutation(gallery.ids())[:_QUERIES]
-    questions = []
+    questions: list[Question] = []
     for image in gallery.images(ids):
         (found,), (scores,) = client.search([image.pixels])
         best_ids = set(found[scores >= scores[0] - _TOLERANCE].tolist())
         # A dataset may hold an image twice.
         if all(image.sha256 != best.sha256 for best in gallery.images(best_ids)):
             raise WrongAnswerError(f"gallery image {image.id} finds {sorted(best_ids)}")
-        questions.append(Question(image.pixels, best_ids, scores))
+        questions.append((image.pixels, best_ids, scores))
     return questions
 
 

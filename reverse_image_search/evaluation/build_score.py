@@ -8,7 +8,7 @@ from reverse_image_search.datasets import Dataset
 from reverse_image_search.evaluation.copies import ALL, make_copies
 from reverse_image_search.evaluation.metrics import (
     ranks_of_originals,
-    recall_at,
+    recalls,
     score_category_level,
 )
 from reverse_image_search.layout import BUILD_COMMAND
@@ -36,13 +36,11 @@ def score_build(
     Returns
     -------
     ``recall_at_1`` and ``recall_at_20`` of perturbed copies (instance-level retrieval); where the
-    dataset has labels and queries, ``precision_at_1``, ``precision_at_20`` and ``map`` as well
-    (category-level retrieval)
+    dataset has labels and queries, those of `score_category_level` as well
     """
     original_ids = draw_originals(len(dataset.gallery), _COPIES)
     copies = make_copies([dataset.gallery[i].pixels for i in original_ids], ALL)
-    ranks = ranks_of_originals(embed(copies), original_ids, gallery_embeddings)
-    score = {f"recall_at_{k}": float(recall_at(ranks, k).mean()) for k in (1, 20)}
+    metrics = recalls(ranks_of_originals(embed(copies), original_ids, gallery_embeddings))
     if dataset.class_names and len(dataset.queries):
         queries = [dataset.queries[i] for i in range(min(_QUERIES, len(dataset.queries)))]
         _, labels = np.unique(
@@ -50,12 +48,10 @@ def score_build(
         )
         query_labels, gallery_labels = np.split(labels, [len(queries)])
         query_embeddings = embed([query.pixels for query in queries])
-        metrics = score_category_level(
+        metrics |= score_category_level(
             query_embeddings, query_labels, gallery_embeddings, gallery_labels
         )
-        names = ("precision_at_1", "precision_at_20", "map")
-        score |= {name: float(metrics[name].mean()) for name in names}
-    return score
+    return {name: float(values.mean()) for name, values in metrics.items()}
 
 
 def draw_originals(gallery_size: int, count: int, seed: int = 0) -> np.ndarray:

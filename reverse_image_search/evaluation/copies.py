@@ -34,16 +34,11 @@ def make_copies(images: Sequence[np.ndarray] | np.ndarray, kind: str, seed: int 
     Parameters
     ----------
     images : each (height, width) or (height, width, 3) uint8
-    kind : one of `KINDS`
+    kind : one of `KINDS`; another one is a `ValueError`
 
     Returns
     -------
-    (n, height, width[, 3]) uint8 where all images have one shape, else a list; smaller for
-    ``crop``
-
-    Raises
-    ------
-    ValueError : unknown kind
+    (n, height, width[, 3]) uint8, smaller for ``crop``; a list where images differ in shape
     """
     if kind not in _MAKERS:
         raise ValueError(f"unknown kind of copy {kind!r}; there are {', '.join(_MAKERS)}")
@@ -69,13 +64,12 @@ def _add_noise(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
     height, width = (round(CROP * side) for side in images.shape[2:])
-    return _windows(images, height, width, generator)
+    return images[_windows(images, height, width, generator)].permute(0, 3, 1, 2)
 
 
 def _occlude(images: Tensor, generator: torch.Generator) -> Tensor:
-    occluded = images.clone()
-    grays = torch.rand(len(images), 1, 1, 1, generator=generator)
-    _windows(occluded, OCCLUSION, OCCLUSION, generator, fill=grays)
+    occluded, grays = images.clone(), torch.rand(len(images), 1, 1, 1, generator=generator)
+    occluded[_windows(images, OCCLUSION, OCCLUSION, generator)] = grays
     return occluded
 
 
@@ -108,9 +102,9 @@ def _draw(count: int, generator: torch.Generator) -> Tensor:
 def _warp(
     images: Tensor,
     generator: torch.Generator,
-    rotation: float = 0.0,
-    scale: float = 0.0,
-    shift: float = 0.0,
+    rotation: float = 0,
+    scale: float = 0,
+    shift: float = 0,
 ) -> Tensor:
     """Rotate by up to `rotation` degrees, scale by 1 ± `scale`, shift by up to `shift` sides."""
     count = len(images)
@@ -121,24 +115,15 @@ def _warp(
     return affine_warp(images, angle, zoom, shift_x, shift_y, torch.ones(count))
 
 
-def _windows(
-    images: Tensor,
-    height: int,
-    width: int,
-    generator: torch.Generator,
-    fill: Tensor | None = None,
-) -> Tensor:
-    """A window of each image (n, c, h, w) at a random place, filled in place where asked."""
+def _windows(images: Tensor, height: int, width: int, generator: torch.Generator) -> tuple:
+    """Index of a window of each image (n, c, h, w) at a random place."""
     tops, lefts = (
         torch.randint(side - size + 1, (len(images), 1), generator=generator)
         for side, size in zip(images.shape[2:], (height, width), strict=True)
     )
     rows = (tops + torch.arange(height))[:, :, None]
     columns = (lefts + torch.arange(width))[:, None, :]
-    index = torch.arange(len(images))[:, None, None]
-    if fill is not None:
-        images[index, :, rows, columns] = fill.view(-1, 1, 1, 1)
-    return images[index, :, rows, columns].permute(0, 3, 1, 2)
+    return torch.arange(len(images))[:, None, None], slice(None), rows, columns
 
 
 def _through_jpeg(image: Tensor) -> Tensor:  # (c, h, w)

@@ -1,6 +1,7 @@
 """Measure how good the answers of a running server are. Run it through ``evaluate.sh``."""
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from reverse_image_search.evaluation.metrics import (
     bootstrap_interval,
     precision_at,
     ranks_of_originals,
-    recall_at,
+    recalls,
     score_category_level,
 )
 from reverse_image_search.gallery import Gallery, GalleryError
@@ -74,10 +75,8 @@ def score_served(client: Client, examples: Examples) -> tuple[Scores, Neighbors 
         embeddings = _embed(client, examples.query_images, "queries")
         neighbors = client.find_similar(embeddings)
         check_ranking(embeddings, examples.embeddings, examples.rows_of(neighbors.ids), neighbors)
-        scores.category_level.update(
-            score_category_level(
-                embeddings, examples.query_labels, examples.embeddings, examples.labels
-            )
+        scores.category_level = score_category_level(
+            embeddings, examples.query_labels, examples.embeddings, examples.labels
         )
         hits = examples.labels_of(neighbors.ids) == examples.query_labels[:, None]
         hits = hits[:, : len(examples.ids)]  # what follows is padding
@@ -86,7 +85,8 @@ def score_served(client: Client, examples: Examples) -> tuple[Scores, Neighbors 
     for kind in KINDS:
         copies = make_copies(examples.originals, kind)
         found = client.find_similar(_embed(client, copies, f"copies: {kind}"))
-        scores.instance_level[kind] = _served_ranks(found, examples.ids[examples.original_rows])
+        ranks = _served_ranks(found, examples.ids[examples.original_rows])
+        scores.instance_level[kind] = recalls(ranks)
     return scores, neighbors
 
 
@@ -138,12 +138,10 @@ def score_baselines(examples: Examples) -> dict[str, Scores]:
         print(f"baseline: {name} ...", flush=True)
         embeddings = embed(gallery_pixels)
         ranks = ranks_of_originals(embed(copies), examples.original_rows, embeddings)
-        scores[name] = Scores({}, {ALL: ranks})
+        scores[name] = Scores({}, {ALL: recalls(ranks)})
         if len(query_pixels):
-            scores[name].category_level.update(
-                score_category_level(
-                    embed(query_pixels), examples.query_labels, embeddings, examples.labels
-                )
+            scores[name].category_level = score_category_level(
+                embed(query_pixels), examples.query_labels, embeddings, examples.labels
             )
     return scores
 
@@ -157,49 +155,35 @@ def print_report(examples: Examples, served: Scores, baselines: dict[str, Scores
         f"kind against {len(gallery):,} images.\n"
         "95 % confidence intervals in brackets (bootstrap over queries)."
     )
+    per_class = examples.by_class(served.category_level)
     columns = ["P@1", "P@20", "mAP", "MAP@R"] if served.category_level else []
-    all_scores = {"this build": served, **baselines}
     print_table(
         ["", *columns, "copies R@1", "copies R@20"],
         [
-            [name, *map(_with_interval, scores.category_level.values()),
-             *map(_with_interval, _recalls(scores)[ALL].values())]
-            for name, scores in all_scores.items()
-        ],
-    )  # fmt: skip
-    print_table(
-        ["kind of copy", "R@1", "R@20"],
-        [
-            [kind, *map(_with_interval, recalls.values())]
-            for kind, recalls in _recalls(served).items()
+            _row(name, scores.category_level | scores.instance_level[ALL])
+            for name, scores in {"this build": served, **baselines}.items()
         ],
     )
+    print_table(
+        ["kind of copy", "R@1", "R@20"], itertools.starmap(_row, served.instance_level.items())
+    )
     if columns:
-        print_table(
-            ["class", *columns],
-            [
-                [name, *(_with_interval(values[of]) for values in served.category_level.values())]
-                for name, of in examples.queries_by_class().items()
-            ],
-        )
+        print_table(["class", *columns], itertools.starmap(_row, per_class.items()))
 
 
-def _with_interval(values: np.ndarray) -> str:
-    low, high = bootstrap_interval(values)
-    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+def _row(name: str, metrics: dict[str, np.ndarray]) -> list[str]:
+    intervals = [(values.mean(), *bootstrap_interval(values)) for values in metrics.values()]
+    return [name, *(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in intervals)]
 
 
 def as_json(examples: Examples, served: Scores, baselines: dict[str, Scores]) -> dict:
-    """The report as JSON; without labels it lacks the category-level numbers."""
+    """Means of all scores; without labels there are no category-level ones."""
     return {
         **_means(served.category_level),
-        "per_class": {
-            name: _means({metric: values[of] for metric, values in served.category_level.items()})
-            for name, of in examples.queries_by_class().items()
-        },
-        "copies": _copies(served),
+        "per_class": _means(examples.by_class(served.category_level)),
+        "copies": _means(served.instance_level),
         "baselines": {
-            name: {**_means(scores.category_level), "copies": _copies(scores)}
+            name: _means({**scores.category_level, "copies": scores.instance_level})
             for name, scores in baselines.items()
         },
         "gallery_id": examples.gallery.gallery_id,
@@ -207,18 +191,10 @@ def as_json(examples: Examples, served: Scores, baselines: dict[str, Scores]) ->
     }
 
 
-def _means(scores: dict[str, np.ndarray]) -> dict[str, float]:
-    return {metric: float(values.mean()) for metric, values in scores.items()}
-
-
-def _copies(scores: Scores) -> dict[str, dict[str, float]]:
-    return {kind: _means(recalls) for kind, recalls in _recalls(scores).items()}
-
-
-def _recalls(scores: Scores) -> dict[str, dict[str, np.ndarray]]:
+def _means(scores: dict) -> dict:
     return {
-        kind: {f"recall_at_{k}": recall_at(ranks, k) for k in (1, 20)}
-        for kind, ranks in scores.instance_level.items()
+        name: _means(values) if isinstance(values, dict) else float(values.mean())
+        for name, values in scores.items()
     }
 
 

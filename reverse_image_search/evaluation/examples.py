@@ -41,10 +41,14 @@ class Examples:
         rows = self.rows_of(ids)
         return np.where(rows < 0, -2, self.labels[rows])
 
-    def queries_by_class(self) -> dict[str, np.ndarray]:
-        """(n,) bool, which queries have the class, for each class that has queries."""
+    def by_class(self, metrics: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+        """Metrics with one value per query, for each class that has queries."""
         masks = {name: self.query_labels == i for i, name in enumerate(self.class_names)}
-        return {name: mask for name, mask in masks.items() if mask.any()}
+        return {
+            name: {metric: values[mask] for metric, values in metrics.items()}
+            for name, mask in masks.items()
+            if mask.any()
+        }
 
     def _label_numbers(self, labels: Sequence[str | None]) -> np.ndarray:
         numbers = {name: number for number, name in enumerate(self.class_names)}

@@ -1,7 +1,5 @@
 """Figures of search quality, for ``doc/``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from matplotlib.figure import Figure
 
 from reverse_image_search.client import Neighbors
 from reverse_image_search.evaluation.examples import Examples
-from reverse_image_search.evaluation.metrics import Scores, bootstrap_interval, recall_at
+from reverse_image_search.evaluation.metrics import Scores, bootstrap_interval
 
 COPY_EXAMPLES = 6
 _NEIGHBORS = 12
@@ -35,41 +33,31 @@ def draw_all(
     copies, copy_neighbors : `COPY_EXAMPLES` copies of the first originals, and their neighbors
     """
     folder.mkdir(parents=True, exist_ok=True)
-    recalls = {
-        f"recall@{k}": {kind: recall_at(ranks, k) for kind, ranks in served.instance_level.items()}
-        for k in (1, 20)
-    }
     title = "Instance-level retrieval: perturbed copies that find their original"
-    _draw_bars(folder / "recall_per_copy.png", recalls, title)
+    _draw_bars(folder / "recall_per_copy.png", "recall", served.instance_level, title)
     if served.category_level:
-        classes = examples.queries_by_class()
-        precisions = {
-            f"precision@{k}": {
-                name: served.category_level[f"precision_at_{k}"][of_class]
-                for name, of_class in classes.items()
-            }
-            for k in (1, 20)
-        }
+        classes = examples.by_class(served.category_level)
         title = "Category-level retrieval: neighbors of the query's class"
-        _draw_bars(folder / "precision_per_class.png", precisions, title)
+        _draw_bars(folder / "precision_per_class.png", "precision", classes, title)
     _draw_examples(folder / "example_queries.png", examples, neighbors, copies, copy_neighbors)
 
 
-def _draw_bars(path: Path, metrics: dict[str, dict[str, np.ndarray]], title: str) -> None:
-    """Means of both metrics with 95 % confidence intervals, one pair of bars for each name."""
-    names = list(next(iter(metrics.values())))
-    figure = Figure(figsize=(8, 0.5 * len(names) + 1.2), layout="constrained")
+def _draw_bars(path: Path, metric: str, rows: dict[str, dict[str, np.ndarray]], title: str) -> None:
+    """Means at 1 and at 20 with 95 % confidence intervals, two bars for each row."""
+    figure = Figure(figsize=(8, 0.5 * len(rows) + 1.2), layout="constrained")
     axes = figure.subplots()
-    looks = ((-0.2, _BLUE, "white"), (0.2, _LIGHT_BLUE, "black"))
-    for (metric, samples), (offset, color, text_color) in zip(metrics.items(), looks, strict=True):
-        means = np.array([values.mean() for values in samples.values()])
-        intervals = np.array([bootstrap_interval(values) for values in samples.values()]).T
+    places = np.arange(len(rows))
+    looks = ((1, -0.2, _BLUE, "white"), (20, 0.2, _LIGHT_BLUE, "black"))
+    for k, offset, color, text_color in looks:
+        samples = [metrics[f"{metric}_at_{k}"] for metrics in rows.values()]
+        means = np.array([values.mean() for values in samples])
+        intervals = np.array([bootstrap_interval(values) for values in samples]).T
         bars = axes.barh(
-            np.arange(len(names)) + offset, means, 0.38, xerr=np.abs(intervals - means),
-            color=color, label=metric, error_kw={"lw": 1},
+            places + offset, means, 0.38, xerr=np.abs(intervals - means), color=color,
+            label=f"{metric}@{k}", error_kw={"lw": 1},
         )  # fmt: skip
         axes.bar_label(bars, fmt="%.3f", label_type="center", fontsize=8, color=text_color)
-    axes.set_yticks(np.arange(len(names)), names)
+    axes.set_yticks(places, list(rows))
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.02), title=title)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, frameon=False)
@@ -88,9 +76,8 @@ def _draw_examples(
     original_ids = examples.ids[examples.original_rows]
     rows = []  # image, name, label number, neighbor ids, id of the original
     if neighbors:
-        for name, of_class in examples.queries_by_class().items():
-            first = int(of_class.argmax())
-            label = examples.query_labels[first]
+        for label, first in zip(*np.unique(examples.query_labels, return_index=True), strict=True):
+            name = examples.class_names[label] if label >= 0 else ""
             rows.append((examples.query_images[first], name, label, neighbors.ids[first], None))
     for copy, original, ids in zip(copies, original_ids, copy_neighbors.ids, strict=False):
         rows.append((copy, "copy", examples.labels_of(original), ids, original))
@@ -104,14 +91,13 @@ def _draw_examples(
         _show(cells[0], image, frame="black")
         cells[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
         known = ids[ids >= 0][: columns - 1]  # the rest is padding
-        labels = examples.labels_of(known)
-        for axes, neighbor, its_label in zip(
-            cells[1:], examples.gallery.images(known), labels, strict=False
+        is_crossed_out = examples.labels_of(known) != label
+        for axes, neighbor, crossed in zip(
+            cells[1:], examples.gallery.images(known), is_crossed_out, strict=False
         ):
             _show(axes, neighbor.pixels, frame=_GREEN if neighbor.id == original else None)
-            if its_label != label:
-                for heights in ([0, 1], [1, 0]):
-                    axes.plot([0, 1], heights, transform=axes.transAxes, color=_RED, lw=1.5)
+            for ends in ([0, 1], [1, 0]) if crossed else ():
+                axes.plot([0, 1], ends, transform=axes.transAxes, color=_RED, lw=1.5)
     figure.suptitle(
         "Queries (framed) and their nearest gallery images, best first.\n"
         "Crossed out: another class. Green: the original of the copy.",

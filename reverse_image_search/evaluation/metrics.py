@@ -20,11 +20,11 @@ class Scores:
     Attributes
     ----------
     category_level : metric -> (queries,) float; empty without labels
-    instance_level : kind of perturbed copy -> (copies,) rank of the original, 1 is best
+    instance_level : kind of perturbed copy -> metric -> (copies,) float
     """
 
     category_level: dict[str, np.ndarray]
-    instance_level: dict[str, np.ndarray]
+    instance_level: dict[str, dict[str, np.ndarray]]
 
 
 def score_category_level(
@@ -45,20 +45,12 @@ def score_category_level(
     (n,) float64 for each of ``precision_at_1``, ``precision_at_20``, ``map`` (average precision
     over the whole gallery) and ``map_at_r``
     """
-    _check_shapes(query_embeddings, gallery_embeddings)
-    chunks: list[dict[str, np.ndarray]] = []
+    chunks = []
     for queries, similarity in _similarities(query_embeddings, gallery_embeddings):
         hits = ranked_hits(similarity, query_labels[queries, None] == gallery_labels)
-        average_precision, map_at_r = average_precisions(hits)
-        chunks.append(
-            {
-                "precision_at_1": precision_at(hits, 1),
-                "precision_at_20": precision_at(hits, 20),
-                "map": average_precision,
-                "map_at_r": map_at_r,
-            }
-        )
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        chunks.append([precision_at(hits, 1), precision_at(hits, 20), *average_precisions(hits)])
+    names = ("precision_at_1", "precision_at_20", "map", "map_at_r")
+    return dict(zip(names, np.concatenate(chunks, axis=1), strict=True))
 
 
 def ranked_hits(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
@@ -67,10 +59,9 @@ def ranked_hits(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     Score, index and relevance are packed into one integer, because NumPy sorts integers many
     times faster than it finds the permutation that sorts floats.
     """
-    count = similarity.shape[1]
     bits = (similarity.astype(np.float32, copy=False) + np.float32(0.0)).view(np.int32)
     ordered = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int64)  # as the floats order
-    keys = (ordered << 32) | (np.arange(count - 1, -1, -1) << 1) | relevant
+    keys = (ordered << 32) | (np.arange(similarity.shape[1])[::-1] << 1) | relevant
     keys.sort(axis=1)
     return (keys[:, ::-1] & 1).astype(bool)
 
@@ -108,7 +99,6 @@ def ranks_of_originals(
     -------
     (n,) int64
     """
-    _check_shapes(copy_embeddings, gallery_embeddings)
     ids = np.arange(len(gallery_embeddings))
     ranks = []
     for copies, similarity in _similarities(copy_embeddings, gallery_embeddings):
@@ -124,6 +114,11 @@ def recall_at(ranks: np.ndarray, k: int) -> np.ndarray:
     return (ranks <= k).astype(np.float64)
 
 
+def recalls(ranks: np.ndarray) -> dict[str, np.ndarray]:
+    """`recall_at` 1 and 20, by name."""
+    return {f"recall_at_{k}": recall_at(ranks, k) for k in (1, 20)}
+
+
 def bootstrap_interval(
     values: np.ndarray, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
@@ -131,9 +126,8 @@ def bootstrap_interval(
     (Efron 1979).
     """
     generator = np.random.default_rng(seed)
-    means = [
-        values[generator.integers(len(values), size=len(values))].mean() for _ in range(resamples)
-    ]
+    n = len(values)
+    means = [values[generator.integers(n, size=n)].mean() for _ in range(resamples)]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
@@ -141,14 +135,11 @@ def bootstrap_interval(
 def _similarities(
     query_embeddings: np.ndarray, gallery_embeddings: np.ndarray
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    for start in range(0, len(query_embeddings), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        yield rows, query_embeddings[rows] @ gallery_embeddings.T
-
-
-def _check_shapes(query_embeddings: np.ndarray, gallery_embeddings: np.ndarray) -> None:
-    if query_embeddings.ndim != 2 or query_embeddings.shape[1:] != gallery_embeddings.shape[1:]:
+    if query_embeddings.shape[1:] != gallery_embeddings.shape[1:]:
         raise ValueError(
             "queries and gallery must be (n, D) and (N, D), "
             f"got {query_embeddings.shape} and {gallery_embeddings.shape}"
         )
+    for start in range(0, len(query_embeddings), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        yield rows, query_embeddings[rows] @ gallery_embeddings.T

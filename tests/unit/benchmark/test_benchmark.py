@@ -3,8 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from reverse_image_search.benchmark.load_generator import SCENARIOS
-from reverse_image_search.benchmark.query_tensors import query_tensors
+from reverse_image_search.benchmark.load_generator import SCENARIOS, query_tensors
 from reverse_image_search.benchmark.report import compute_ratios, median_row
 from reverse_image_search.gallery import (
     GalleryImage,

@@ -30,7 +30,7 @@ from reverse_image_search.layout import MODEL_FILENAME, config_file, version_fol
 from reverse_image_search.serving.export import write_model_files
 from reverse_image_search.serving.model_config import ServerSettings, model_config
 
-_PROCESSES = 2  # of one thread each; the machine that this was tuned on has two processors
+PROCESSES = 2  # of one thread each; the machine that this was tuned on has two processors
 
 
 def fastapi_app() -> FastAPI:
@@ -50,7 +50,7 @@ def fastapi_app() -> FastAPI:
     app = FastAPI()
     # Plain routes: raw bytes need no validation.
     app.add_route("/predict", predict, methods=["POST"])
-    app.add_route("/health", lambda _request: Response())
+    app.add_route("/health", lambda _request: Response(str(os.getpid())))
     return app
 
 
@@ -110,10 +110,10 @@ def main() -> None:
         app = "reverse_image_search.benchmark.peers:fastapi_app"
         common |= {"loop": "uvloop", "http": "httptools", "access_log": False}
         common["timeout_worker_healthcheck"] = 120  # seconds; workers that import are not dead
-        uvicorn.run(app, factory=True, workers=_PROCESSES, **common)
+        uvicorn.run(app, factory=True, workers=PROCESSES, **common)
     else:
         api = LitServeSearch(max_batch_size=32, batch_timeout=0.002)
-        server = litserve.LitServer(api, accelerator="cpu", workers_per_device=_PROCESSES)
+        server = litserve.LitServer(api, accelerator="cpu", workers_per_device=PROCESSES)
         server.run(generate_client_file=False, **common)
 
 

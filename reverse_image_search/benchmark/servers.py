@@ -14,7 +14,7 @@ from pathlib import Path
 
 from reverse_image_search.benchmark.load_generator import query_tensors
 from reverse_image_search.benchmark.measurements import BenchmarkError, answer
-from reverse_image_search.benchmark.peers import write_first_version
+from reverse_image_search.benchmark.peers import PROCESSES, write_first_version
 from reverse_image_search.client import Client
 from reverse_image_search.layout import ENSEMBLE_REPO, MODEL_REPO
 from reverse_image_search.serving.ports import free_ports
@@ -38,8 +38,8 @@ def own_server(output_dir: Path) -> Iterator[tuple[str, float]]:
 
 def peer_servers(output_dir: Path) -> Iterator[tuple[str, str, AbstractContextManager[str]]]:
     """Name, scenario of the load generator, and server of each peer."""
-    yield "FastAPI", "raw_pixels", _peer("fastapi", output_dir)
-    yield "LitServe", "base64_pixels", _peer("litserve", output_dir)
+    yield "FastAPI", "raw_pixels", _peer("fastapi", output_dir, PROCESSES)
+    yield "LitServe", "base64_pixels", _peer("litserve", output_dir, 1)
     with tempfile.TemporaryDirectory() as folder:
         write_first_version(Path(folder))
         yield "the first version", "two_json_calls", local_server([Path(folder)])
@@ -56,12 +56,17 @@ def local_server(repositories: list[Path]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _peer(name: str, output_dir: Path) -> Iterator[str]:
+def _peer(name: str, output_dir: Path, health_answers: int) -> Iterator[str]:
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     options = [f"--server={name}", f"--output-dir={output_dir}", f"--port={port}"]
-    # LitServe listens before its workers can answer.
-    with _running("benchmark.peers", options, lambda: answer(f"{url}/health") is not None):
+    seen = set()
+
+    def is_up() -> bool:  # LitServe answers for all of its workers, each of FastAPI's for itself
+        seen.add(answer(f"{url}/health"))
+        return len(seen - {None}) >= health_answers
+
+    with _running("benchmark.peers", options, is_up):
         yield url
 
 

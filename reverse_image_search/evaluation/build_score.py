@@ -61,12 +61,7 @@ def draw_originals(gallery_size: int, count: int, seed: int = 0) -> np.ndarray:
 
 
 def check_quality(score: Mapping[str, float], gate: Mapping[str, float]) -> None:
-    """Refuse a score below the gate of its encoder.
-
-    Raises
-    ------
-    QualityError : names each metric that is too low
-    """
+    """Raise a `QualityError` that names each metric below the gate of the encoder."""
     too_low = [
         f"{name} is {score[name]:.3f}, at least {minimum:.2f} is expected"
         for name, minimum in gate.items()

@@ -29,12 +29,7 @@ ALL = "all"
 
 
 def make_copies(images: Sequence[np.ndarray] | np.ndarray, kind: str, seed: int = 0):
-    """Draw one perturbed copy of each image.
-
-    Parameters
-    ----------
-    images : each (height, width) or (height, width, 3) uint8
-    kind : one of `KINDS`; another one is a `ValueError`
+    """Draw one perturbed copy, of one of `KINDS`, of each (height, width[, 3]) uint8 image.
 
     Returns
     -------

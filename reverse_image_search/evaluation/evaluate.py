@@ -12,19 +12,12 @@ from tqdm import tqdm
 
 from reverse_image_search.client import Client, Neighbors, TritonError
 from reverse_image_search.client.search import WrongAnswerError, check_identity
+from reverse_image_search.evaluation import metrics
 from reverse_image_search.evaluation.baselines import make_baselines, pixels_of_one_size
 from reverse_image_search.evaluation.command_line import make_parser, print_table
 from reverse_image_search.evaluation.copies import ALL, KINDS, make_copies
 from reverse_image_search.evaluation.examples import Examples
 from reverse_image_search.evaluation.figures import COPY_EXAMPLES, draw_all
-from reverse_image_search.evaluation.metrics import (
-    Scores,
-    bootstrap_interval,
-    precision_at,
-    ranks_of_originals,
-    recalls,
-    score_category_level,
-)
 from reverse_image_search.gallery import Gallery, GalleryError
 from reverse_image_search.layout import REPOSITORY_ROOT, gallery_file
 
@@ -68,25 +61,25 @@ def evaluate(options: argparse.Namespace) -> None:
     draw_all(options.figures, examples, served, neighbors, copies, client.search(copies))
 
 
-def score_served(client: Client, examples: Examples) -> tuple[Scores, Neighbors | None]:
+def score_served(client: Client, examples: Examples) -> tuple[metrics.Scores, Neighbors | None]:
     """Scores of the server's answers, and its answers to the queries."""
-    scores, neighbors = Scores({}, {}), None
+    scores, neighbors = metrics.Scores({}, {}), None
     if examples.query_images:
         embeddings = _embed(client, examples.query_images, "queries")
         neighbors = client.find_similar(embeddings)
         check_ranking(embeddings, examples.embeddings, examples.rows_of(neighbors.ids), neighbors)
-        scores.category_level = score_category_level(
+        scores.category_level = metrics.score_category_level(
             embeddings, examples.query_labels, examples.embeddings, examples.labels
         )
         hits = examples.labels_of(neighbors.ids) == examples.query_labels[:, None]
         hits = hits[:, : len(examples.ids)]  # what follows is padding
-        scores.category_level["precision_at_1"] = precision_at(hits, 1)
-        scores.category_level["precision_at_20"] = precision_at(hits, _DEEPEST_RANK)
+        scores.category_level["precision_at_1"] = metrics.precision_at(hits, 1)
+        scores.category_level["precision_at_20"] = metrics.precision_at(hits, _DEEPEST_RANK)
     for kind in KINDS:
         copies = make_copies(examples.originals, kind)
         found = client.find_similar(_embed(client, copies, f"copies: {kind}"))
         ranks = _served_ranks(found, examples.ids[examples.original_rows])
-        scores.instance_level[kind] = recalls(ranks)
+        scores.instance_level[kind] = metrics.recalls(ranks)
     return scores, neighbors
 
 
@@ -96,15 +89,8 @@ def check_ranking(
     rows: np.ndarray,
     neighbors: Neighbors,
 ) -> None:
-    """Compare the served neighbors and scores with an exact ranking, ties aside.
-
-    Parameters
-    ----------
-    rows : (n, K) rows of `gallery_embeddings` that `neighbors.ids` stand for; -1 for no image
-
-    Raises
-    ------
-    EvaluationError : a neighbor or its score is not what the embeddings say
+    """Raise an `EvaluationError` if neighbors or scores are not, ties aside, those of an exact
+    ranking; `rows` (n, K) of `gallery_embeddings` are what `neighbors.ids` stand for, or -1.
     """
     k = min(rows.shape[1], len(gallery_embeddings))  # what follows is padding
     rows, scores = rows[:, :k], neighbors.scores[:, :k]
@@ -123,7 +109,7 @@ def check_ranking(
             raise EvaluationError("served scores are not the similarities of the served ids")
 
 
-def score_baselines(examples: Examples) -> dict[str, Scores]:
+def score_baselines(examples: Examples) -> dict[str, metrics.Scores]:
     """Scores of embeddings that need no training, over the same examples."""
     metadata, gallery = examples.gallery.metadata, examples.gallery
     parts = np.split(examples.ids, range(_IMAGES_AT_ONCE, len(examples.ids), _IMAGES_AT_ONCE))
@@ -137,16 +123,18 @@ def score_baselines(examples: Examples) -> dict[str, Scores]:
     for name, embed in make_baselines(gallery_pixels).items():
         print(f"baseline: {name} ...", flush=True)
         embeddings = embed(gallery_pixels)
-        ranks = ranks_of_originals(embed(copies), examples.original_rows, embeddings)
-        scores[name] = Scores({}, {ALL: recalls(ranks)})
+        ranks = metrics.ranks_of_originals(embed(copies), examples.original_rows, embeddings)
+        scores[name] = metrics.Scores({}, {ALL: metrics.recalls(ranks)})
         if len(query_pixels):
-            scores[name].category_level = score_category_level(
+            scores[name].category_level = metrics.score_category_level(
                 embed(query_pixels), examples.query_labels, embeddings, examples.labels
             )
     return scores
 
 
-def print_report(examples: Examples, served: Scores, baselines: dict[str, Scores]) -> None:
+def print_report(
+    examples: Examples, served: metrics.Scores, baselines: dict[str, metrics.Scores]
+) -> None:
     """Tables of all scores with confidence intervals."""
     gallery = examples.gallery
     print(
@@ -171,12 +159,14 @@ def print_report(examples: Examples, served: Scores, baselines: dict[str, Scores
         print_table(["class", *columns], itertools.starmap(_row, per_class.items()))
 
 
-def _row(name: str, metrics: dict[str, np.ndarray]) -> list[str]:
-    intervals = [(values.mean(), *bootstrap_interval(values)) for values in metrics.values()]
+def _row(name: str, scores: dict[str, np.ndarray]) -> list[str]:
+    intervals = [(values.mean(), *metrics.bootstrap_interval(values)) for values in scores.values()]
     return [name, *(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in intervals)]
 
 
-def as_json(examples: Examples, served: Scores, baselines: dict[str, Scores]) -> dict:
+def as_json(
+    examples: Examples, served: metrics.Scores, baselines: dict[str, metrics.Scores]
+) -> dict:
     """Means of all scores; without labels there are no category-level ones."""
     return {
         **_means(served.category_level),

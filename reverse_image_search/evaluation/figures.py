@@ -21,16 +21,11 @@ def draw_all(
     examples: Examples,
     served: Scores,
     neighbors: Neighbors | None,
-    copies: Sequence[np.ndarray] | np.ndarray,
+    copies: Sequence[np.ndarray],
     copy_neighbors: Neighbors,
 ) -> None:
-    """Write ``recall_per_copy.png``, ``example_queries.png`` and, where there are labels,
-    ``precision_per_class.png``.
-
-    Parameters
-    ----------
-    neighbors : of the examples' queries; None where there are none
-    copies, copy_neighbors : `COPY_EXAMPLES` copies of the first originals, and their neighbors
+    """Write ``recall_per_copy.png``, ``example_queries.png`` (`neighbors` are those of the queries,
+    `copies` are of the first originals) and, where there are labels, ``precision_per_class.png``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     title = "Instance-level retrieval: perturbed copies that find their original"
@@ -69,7 +64,7 @@ def _draw_examples(
     path: Path,
     examples: Examples,
     neighbors: Neighbors | None,
-    copies: Sequence[np.ndarray] | np.ndarray,
+    copies: Sequence[np.ndarray],
     copy_neighbors: Neighbors,
 ) -> None:
     """One query of each class, then some copies; neighbors of another class are crossed out."""

@@ -15,16 +15,10 @@ _CHUNK = 100  # queries ranked at once: 100 x 60,000 scores are 24 MB, and a doz
 
 @dataclass
 class Scores:
-    """All numbers of one encoder, one value per query.
+    """All numbers of one encoder, one value per query."""
 
-    Attributes
-    ----------
-    category_level : metric -> (queries,) float; empty without labels
-    instance_level : kind of perturbed copy -> metric -> (copies,) float
-    """
-
-    category_level: dict[str, np.ndarray]
-    instance_level: dict[str, dict[str, np.ndarray]]
+    category_level: dict[str, np.ndarray]  # by metric; empty without labels
+    instance_level: dict[str, dict[str, np.ndarray]]  # by kind of perturbed copy, and metric
 
 
 def score_category_level(
@@ -88,17 +82,7 @@ def average_precisions(hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def ranks_of_originals(
     copy_embeddings: np.ndarray, original_ids: np.ndarray, gallery_embeddings: np.ndarray
 ) -> np.ndarray:
-    """Rank, 1 is best, at which each copy finds its original in the gallery.
-
-    Parameters
-    ----------
-    copy_embeddings, gallery_embeddings : (n, D) and (N, D) float32, unit length
-    original_ids : (n,) int, rows of `gallery_embeddings`
-
-    Returns
-    -------
-    (n,) int64
-    """
+    """Rank, 1 is best, at which each copy finds its original, a row of the gallery: (n,) int64."""
     ids = np.arange(len(gallery_embeddings))
     ranks = []
     for copies, similarity in _similarities(copy_embeddings, gallery_embeddings):

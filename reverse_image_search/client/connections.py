@@ -7,7 +7,7 @@ import threading
 
 import gevent
 import gevent.ssl
-from gevent.hub import set_hub  # type: ignore[attr-defined]  # missing from gevent's types
+from gevent.hub import set_hub
 from tritonclient.http import InferenceServerClient
 
 

@@ -411,7 +411,8 @@ def test_a_client_can_be_pickled():
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from reverse_image_search.client import Client
 from tests.unit.client.test_client import ask
 

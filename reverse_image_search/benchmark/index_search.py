@@ -33,12 +33,8 @@ _SECONDS = 1.0  # that each batch size is measured for, at least
 
 
 def measure_index_search(output_dir: Path, size: int) -> dict:
-    """Both indexes on a gallery of `size`.
-
-    Returns
-    -------
-    gallery; exact_ms and faiss_ms of a call by batch size; score_difference, the largest;
-    load_seconds, memory_mb and file_mb of the exact index
+    """Both indexes on a gallery of `size`: exact_ms and faiss_ms of a call by batch size, their
+    largest score_difference; load_seconds, memory_mb and file_mb of the exact one.
     """
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)

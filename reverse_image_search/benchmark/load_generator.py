@@ -28,16 +28,10 @@ _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 class Scenario(NamedTuple):
-    """The one or two requests of a query.
+    """The one or two requests of a query."""
 
-    Attributes
-    ----------
-    first : request for one image (1, 3, height, width) float32, RGB, 0 to 1
-    second : request after the head and the body of the first answer
-    """
-
-    first: Callable[[np.ndarray], bytes]
-    second: Callable[[bytes, bytes], bytes] | None = None
+    first: Callable[[np.ndarray], bytes]  # of one image (1, 3, height, width) float32, 0 to 1
+    second: Callable[[bytes, bytes], bytes] | None = None  # of the first answer's head and body
 
 
 def _post(path: str, body: bytes, *headers: str) -> bytes:
@@ -88,15 +82,8 @@ SCENARIOS = {
 
 
 def query_tensors(output_dir: Path, count: int) -> np.ndarray:
-    """A build's first example queries, or gallery images, in the size of the first one.
-
-    Returns
-    -------
-    (n, 3, height, width) float32 RGB, 0 to 1, n at most `count`
-
-    Raises
-    ------
-    GalleryError : the build has no gallery, or it is damaged
+    """A build's first `count` example queries, or gallery images, in the size of the first one:
+    (n, 3, height, width) float32 RGB, 0 to 1.
     """
     gallery = Gallery(gallery_file(output_dir))
     images = gallery.queries(gallery.query_ids()[:count])
@@ -121,15 +108,9 @@ def generate_load(
     """
     import uvloop  # of requirements-benchmark.txt
 
+    server, (first, second) = urlsplit(url), SCENARIOS[scenario]
     images = query_tensors(output_dir, _PREPARED_QUERIES)
-    return uvloop.run(_generate_load(url, SCENARIOS[scenario], clients, images, warm_up, seconds))
-
-
-async def _generate_load(
-    url: str, scenario: Scenario, clients: int, images: np.ndarray, warm_up: float, seconds: float
-) -> dict:
-    server = urlsplit(url)
-    requests = itertools.cycle([scenario.first(image[None]) for image in images])
+    requests = itertools.cycle([first(image[None]) for image in images])
     latencies: list[float] = []
     begin = time.perf_counter() + warm_up
     end = begin + seconds
@@ -139,27 +120,29 @@ async def _generate_load(
         while (start := time.perf_counter()) < end:
             writer.write(next(requests))
             answer = await _read_answer(reader)
-            if scenario.second:
-                writer.write(scenario.second(*answer))
+            if second:
+                writer.write(second(*answer))
                 await _read_answer(reader)
             if begin < (now := time.perf_counter()) < end:
                 latencies.append(now - start)
         writer.close()
 
-    async def share_of_a_processor() -> float:
-        await asyncio.sleep(warm_up)
-        before = time.process_time()
-        await asyncio.sleep(seconds)
-        return (time.process_time() - before) / seconds
+    async def search_with_all_clients() -> float:  # seconds of processor time
+        async with asyncio.timeout(warm_up + seconds + 30):
+            searches = [asyncio.create_task(search_until_the_end()) for _ in range(clients)]
+            await asyncio.sleep(warm_up)
+            before = time.process_time()
+            await asyncio.sleep(seconds)
+            cpu_seconds = time.process_time() - before
+            await asyncio.gather(*searches)
+            return cpu_seconds
 
-    async with asyncio.timeout(warm_up + seconds + 30):
-        cpus = asyncio.create_task(share_of_a_processor())
-        await asyncio.gather(*(search_until_the_end() for _ in range(clients)))
-        return {
-            "queries_per_second": len(latencies) / seconds,
-            **{f"p{p}_ms": 1e3 * np.percentile(latencies, p) for p in (50, 95, 99)},
-            "generator_cpus": await cpus,
-        }
+    cpu_seconds = uvloop.run(search_with_all_clients())
+    return {
+        "queries_per_second": len(latencies) / seconds,
+        **{f"p{p}_ms": 1e3 * np.percentile(latencies, p) for p in (50, 95, 99)},
+        "generator_cpus": cpu_seconds / seconds,
+    }
 
 
 async def _read_answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:

@@ -26,12 +26,7 @@ class BenchmarkError(Exception):
 
 
 def measure_load(url: str, scenario: str, clients: int, output_dir: Path, seconds: float) -> dict:
-    """`generate_load`'s report, with server_cpus, and Triton's own statistics by model.
-
-    Raises
-    ------
-    BenchmarkError : the server does not answer, or not with status 200
-    """
+    """`generate_load`'s report, with server_cpus, and Triton's own statistics by model."""
     port = int(url.rpartition(":")[2])
     cpu_before, counts_before = _cpu_seconds(port), _triton_counts(url)
     begin, load = time.perf_counter(), (url, scenario, clients, output_dir, seconds / 2, seconds)
@@ -67,14 +62,14 @@ def answer(url: str) -> bytes | None:
 
 
 def server_processes(port: int) -> list[psutil.Process]:
-    """The processes that listen on `port`, and their descendants."""
-    pids = {
-        each.pid
-        for each in psutil.net_connections("tcp")
-        if each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port
-    }
-    servers = [psutil.Process(pid) for pid in pids if pid]
-    return list({*servers, *(c for each in servers for c in each.children(recursive=True))})
+    """The processes that listen on `port`, together or alone, and their descendants."""
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # ended meanwhile, or another user's
+            connections = process.net_connections("tcp")
+            if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections):
+                found |= {process, *process.children(recursive=True)}
+    return list(found)
 
 
 def describe_machine() -> str:
@@ -99,7 +94,6 @@ def _triton_counts(url: str) -> dict[str, np.ndarray]:
     for model in statistics["model_stats"]:
         of = model["inference_stats"]
         times = of["success"]["count"], of["queue"]["ns"], of["compute_infer"]["ns"]
-        counts[model["name"]] = np.array(
-            [model["inference_count"], model["execution_count"], *times]
-        )
+        figures = model["inference_count"], model["execution_count"], *times
+        counts[model["name"]] = np.array(figures)
     return counts

@@ -25,11 +25,8 @@ _FIGURES = ("queries_per_second", "p50_ms", "p95_ms", "p99_ms", "server_cpus", "
 
 def median_row(name: str, clients: int, reports: list[dict]) -> dict:
     """Medians of the repeats; `spread` is (largest - smallest) / median of the throughput."""
-    medians = {
-        key: statistics.median(report[key] for report in reports)
-        for key in _FIGURES
-        if key in reports[0]
-    }
+    keys = [key for key in _FIGURES if key in reports[0]]
+    medians = {key: statistics.median(report[key] for report in reports) for key in keys}
     throughputs = [report["queries_per_second"] for report in reports]
     spread = (max(throughputs) - min(throughputs)) / medians["queries_per_second"]
     last = {key: reports[-1][key] for key in ("triton", "model_ms") if reports[-1].get(key)}

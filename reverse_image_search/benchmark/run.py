@@ -12,15 +12,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from reverse_image_search import contract
+from reverse_image_search.benchmark import measurements
 from reverse_image_search.benchmark.in_process import measure_in_process
 from reverse_image_search.benchmark.index_search import measure_index_search
-from reverse_image_search.benchmark.measurements import (
-    BenchmarkError,
-    answer,
-    describe_machine,
-    in_own_process,
-    measure_load,
-)
 from reverse_image_search.benchmark.report import (
     compute_ratios,
     median_row,
@@ -45,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         report = measure(options)
-    except (BenchmarkError, GalleryError) as error:
+    except (measurements.BenchmarkError, GalleryError) as error:
         sys.exit(f"benchmark: {error}")
     print_report(report)
     if options.json:
@@ -55,16 +49,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """All measurements.
-
-    Returns
-    -------
-    machine, rows, ratios, and index_search where peers are measured
-
-    Raises
-    ------
-    BenchmarkError, GalleryError : the message says what to do
-    """
+    """All measurements: machine, rows, ratios, and index_search where peers are measured."""
     size = len(Gallery(gallery_file(options.output_dir)))  # fails early without a build
     ratios: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
@@ -73,9 +58,9 @@ def measure(options: argparse.Namespace) -> dict:
             url, first_over_median = stack.enter_context(own_server(options.output_dir))
             ratios["first request over the median"] = first_over_median
         rows = _measure_servers(options, url)
-    report: dict = {"machine": describe_machine(), "rows": rows}
+    report: dict = {"machine": measurements.describe_machine(), "rows": rows}
     if options.compare:
-        search = in_own_process(measure_index_search, options.output_dir, size)
+        search = measurements.in_own_process(measure_index_search, options.output_dir, size)
         report["index_search"] = search
         ratios["exact search, one query: over FAISS"] = (
             search["exact_ms"][1] / search["faiss_ms"][1]
@@ -97,15 +82,17 @@ def _measure_servers(options: argparse.Namespace, url: str) -> list[dict]:
         print(f"repeat {repeat + 1} of {options.repeats}", flush=True)
         for threads in sorted({1, os.cpu_count() or 1}):
             load = (output_dir, threads, _BATCH_SIZES, seconds)
-            for size, report in in_own_process(measure_in_process, *load).items():
+            for size, report in measurements.in_own_process(measure_in_process, *load).items():
                 add(f"in-process, {threads} threads, batch {size}", 0, report)
         for name, scenario in ways.items():
             for clients in _CLIENTS:
-                add(name, clients, measure_load(url, scenario, clients, output_dir, seconds))
+                report = measurements.measure_load(url, scenario, clients, output_dir, seconds)
+                add(name, clients, report)
     for name, scenario, server in peer_servers(output_dir) if options.compare else ():
         with server as peer_url:
             for clients in _PEER_CLIENTS * options.repeats:
-                add(name, clients, measure_load(peer_url, scenario, clients, output_dir, seconds))
+                report = measurements.measure_load(peer_url, scenario, clients, output_dir, seconds)
+                add(name, clients, report)
     return [median_row(*key, repeats) for key, repeats in reports.items()]
 
 
@@ -113,10 +100,10 @@ def _served_ways(url: str) -> dict[str, str]:
     """Name and scenario of each way to search at `url`."""
 
     def is_served(model: contract.ModelSpec) -> bool:
-        return answer(f"{url}/v2/models/{model.name}/ready") is not None
+        return measurements.answer(f"{url}/v2/models/{model.name}/ready") is not None
 
     if not all(map(is_served, contract.MODELS)):
-        raise BenchmarkError(
+        raise measurements.BenchmarkError(
             f"the models are not served at {url}. Start a server with {START_COMMAND} --ensemble, "
             "or let the benchmark start one with --start"
         )

@@ -29,11 +29,8 @@ from reverse_image_search.layout import START_COMMAND, gallery_file
 
 _QUERIES = 256  # different images in turn
 _TOLERANCE = 1e-4  # of a score: the batch that a query shares changes rounding
-# Memory is measured after this share of the run: first, caches fill and the allocator grows.
-_WARM_UP = 1 / 3
+_WARM_UP = 1 / 3  # of the run: caches fill and the allocator grows before memory is measured
 _FLAT = 16.0  # MB that a process may grow by over the measured part of the run
-
-
 # Pixels of a gallery image, ids that score best (its own, mostly), all scores (K,).
 Question = tuple[np.ndarray, set[int], np.ndarray]
 
@@ -102,12 +99,8 @@ def main() -> int:
 
 
 def ask_beforehand(client: Client, gallery: Gallery, seed: int = 0) -> list[Question]:
-    """Gallery images and the answers to them; each must find itself.
-
-    Raises
-    ------
-    WrongAnswerError : the server is of another build, or an image does not find itself
-    GalleryError, TritonError : gallery or server does not answer
+    """Gallery images and the answers to them; a `WrongAnswerError` where one does not find itself,
+    or the server is of another build.
     """
     check_identity(client, gallery)
     ids = np.random.default_rng(seed).permutation(gallery.ids())[:_QUERIES]

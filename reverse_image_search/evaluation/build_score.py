@@ -5,12 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from reverse_image_search.datasets import Dataset
+from reverse_image_search.evaluation import metrics
 from reverse_image_search.evaluation.copies import ALL, make_copies
-from reverse_image_search.evaluation.metrics import (
-    ranks_of_originals,
-    recalls,
-    score_category_level,
-)
 from reverse_image_search.layout import BUILD_COMMAND
 
 _QUERIES = 2000  # enough to notice a failed training; evaluate.sh takes all
@@ -40,7 +36,8 @@ def score_build(
     """
     original_ids = draw_originals(len(dataset.gallery), _COPIES)
     copies = make_copies([dataset.gallery[i].pixels for i in original_ids], ALL)
-    metrics = recalls(ranks_of_originals(embed(copies), original_ids, gallery_embeddings))
+    ranks = metrics.ranks_of_originals(embed(copies), original_ids, gallery_embeddings)
+    scores = metrics.recalls(ranks)
     if dataset.class_names and len(dataset.queries):
         queries = [dataset.queries[i] for i in range(min(_QUERIES, len(dataset.queries)))]
         _, labels = np.unique(
@@ -48,10 +45,10 @@ def score_build(
         )
         query_labels, gallery_labels = np.split(labels, [len(queries)])
         query_embeddings = embed([query.pixels for query in queries])
-        metrics |= score_category_level(
+        scores |= metrics.score_category_level(
             query_embeddings, query_labels, gallery_embeddings, gallery_labels
         )
-    return {name: float(values.mean()) for name, values in metrics.items()}
+    return {name: float(values.mean()) for name, values in scores.items()}
 
 
 def draw_originals(gallery_size: int, count: int, seed: int = 0) -> np.ndarray:

@@ -11,13 +11,9 @@ from reverse_image_search.gallery import Gallery
 class Examples:
     """The images to search with, and the gallery to find them in.
 
-    Attributes
-    ----------
-    ids, embeddings : (N,) int64 and (N, D) float32, of the gallery
-    labels, query_labels : (N,) and (n,) int, indices of `class_names`; -1 is no label
-    queries : (n,) images with a label, which are not part of the gallery
-    original_rows : (m,) int, rows of `ids` of the images to copy
-    originals : (m,) their pixels
+    `ids`, `embeddings` and `labels` are those of the gallery, N each; `query_images` have a label
+    and are not in the gallery; `originals` are the images to copy, at `original_rows` of `ids`.
+    Labels are indices of `class_names`; -1 is no label.
     """
 
     def __init__(self, gallery: Gallery, query_count: int | None, copy_count: int) -> None:

@@ -29,10 +29,7 @@ def score_category_level(
 ) -> dict[str, np.ndarray]:
     """Category-level retrieval: how well a ranking of the gallery puts the query's class first.
 
-    Parameters
-    ----------
-    query_embeddings, gallery_embeddings : (n, D) and (N, D) float32, unit length
-    query_labels, gallery_labels : (n,) and (N,) int
+    Embeddings are (n, D) and (N, D) float32 of unit length, labels (n,) and (N,) int.
 
     Returns
     -------

@@ -22,11 +22,9 @@
 #
 # RUNTIME=docker builds in a container, RUNTIME=local in .venv, which is created if missing.
 
-# Under bash, whichever shell was asked, and without the caller's functions and options.
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
-source "$LIB_DIR/runtime.sh"
 source "$LIB_DIR/python_environment.sh"
 source "$LIB_DIR/docker.sh"
 
@@ -37,17 +35,16 @@ docker_build_models() {
   local -A folders=(["$REPO_ROOT"]=1 ["$OUTPUT_DIR"]=1)
   local -a options=(--output-dir="$OUTPUT_DIR") run=(run --rm --name "$BUILD_CONTAINER" --workdir "$REPO_ROOT")
   while (($#)); do
-    option="${1%%=*}"
-    case "$option" in
-      --data-dir | --output-dir | --weights)
-        if [[ $1 == *=* ]]; then value="${1#*=}"; else value="${2-}" && shift; fi
-        value="$(realpath --canonicalize-missing -- "$value")"
-        options+=("$option=$value")
-        [[ $option != --weights ]] || value="$(dirname "$value")"
-        folders["$value"]=1
-        ;;
-      *) options+=("$1") ;;
-    esac
+    option="${1%%=*}" value="${1#*=}"
+    if [[ $option == --@(data-dir|output-dir|weights) ]]; then
+      [[ $1 == *=* ]] || { value="${2-}" && shift; }
+      value="$(realpath --canonicalize-missing -- "$value")"
+      options+=("$option=$value")
+      [[ $option != --weights ]] || value="$(dirname "$value")"
+      folders["$value"]=1
+    else
+      options+=("$1")
+    fi
     (($# == 0)) || shift
   done
   for folder in "${!folders[@]}"; do
@@ -56,15 +53,13 @@ docker_build_models() {
     mkdir -p "$folder" || die "the folder $folder cannot be made. Name another one."
     run+=(--volume "$folder:$folder")
   done
-  # The dataset, where Debian's package of it is installed.
-  folder=/usr/share/datasets/fashion-mnist
+  folder=/usr/share/datasets/fashion-mnist # of Debian's package
   [[ ! -d $folder ]] || run+=(--volume "$folder:$folder:ro")
   [[ -t 0 && -t 1 ]] || run+=(-T)
   find_compose
   check_not_running "$BUILD_CONTAINER" "docker stop $BUILD_CONTAINER"
   build_image build "It takes some minutes and 2 to 9 GB of disk, once."
-  CONTAINER_USER="$(container_user build)"
-  export CONTAINER_USER
+  set_container_user build
   end_with_script "$BUILD_CONTAINER" 130
   "${COMPOSE[@]}" "${run[@]}" build "${options[@]}" <&0 &
   client=$!

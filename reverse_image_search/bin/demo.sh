@@ -8,21 +8,17 @@
 #
 # RUNTIME=docker|local chooses the runtime; the default is docker if a Docker engine answers.
 
-# Under bash, whichever shell was asked, and without the caller's functions and options.
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
-source "$LIB_DIR/runtime.sh"
 
 help_if_asked "$@"
 (($# == 0)) || die "unknown option $1. See $BIN/demo.sh -h"
 read_settings
 choose_runtime
-for port in TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT APP_PORT; do
-  check_port_free "$port"
-done
+check_ports_free TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT APP_PORT
 device=cpu
-if has_nvidia_gpu; then device=gpu; fi
+! has_nvidia_gpu || device=gpu
 server="$REPO_ROOT/$BIN/start_inference_server_$device.sh"
 
 # Ends what this script started as soon as the script has ended, in whatever way: then nobody
@@ -30,9 +26,9 @@ server="$REPO_ROOT/$BIN/start_inference_server_$device.sh"
 # terminal may be gone.
 stop_what_was_started() {
   trap '' HUP INT TERM PIPE
-  local -a started=()
+  local -a started
   local pid message tries
-  while read -r pid; do started+=("$pid"); done
+  mapfile -t started
   for pid in "${started[@]}"; do
     kill -TERM "$pid" 2>/dev/null || continue
     for ((tries = 0; tries < 300; ++tries)); do

@@ -13,11 +13,9 @@
 #
 # The server is the one that start_inference_server_*.sh started, or TRITON_URL.
 
-# Under bash, whichever shell was asked, and without the caller's functions and options.
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
-source "$LIB_DIR/runtime.sh"
 source "$LIB_DIR/python_environment.sh"
 
 help_if_asked "$@"

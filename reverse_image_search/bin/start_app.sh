@@ -7,11 +7,9 @@
 #   --host ADDRESS  listen there instead of on 127.0.0.1 (BIND_ADDRESS of .env)
 #   -h, --help      this text
 
-# Under bash, whichever shell was asked, and without the caller's functions and options.
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
-source "$LIB_DIR/runtime.sh"
 source "$LIB_DIR/python_environment.sh"
 source "$LIB_DIR/docker.sh"
 
@@ -35,12 +33,13 @@ docker_start_app() {
 help_if_asked "$@"
 read_settings
 if [[ ${1-} == --host ]]; then
-  take_host "${2-}"
+  check_address "${2-}" --host
+  export BIND_ADDRESS="$2"
   shift 2
 fi
 (($# == 0)) || die "unknown option $1. See $BIN/start_app.sh -h"
 choose_runtime
-check_port_free APP_PORT
+check_ports_free APP_PORT
 [[ $BIND_ADDRESS == 127.0.0.1 ]] ||
   echo "The app will listen on $BIND_ADDRESS: whoever reaches that address can use it. It has no login." >&2
 if [[ $RUNTIME == docker ]]; then

@@ -19,11 +19,9 @@
 # With CI=true that is a failure, and on Debian and Ubuntu, as root, it is installed first.
 # TEST_DATA_DIR names a folder with the dataset, instead of data/.
 
-# Under bash, whichever shell was asked, and without the caller's functions and options.
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
-source "$LIB_DIR/runtime.sh"
 source "$LIB_DIR/python_environment.sh"
 
 readonly SUITES=(unit integration scripts browser docker faults)
@@ -32,10 +30,7 @@ main() {
   local -a suites=() options=() paths=()
   while (($#)); do
     case "$1" in
-      -h | --help)
-        print_help
-        exit 0
-        ;;
+      -h | --help) print_help && exit ;;
       --fast) paths=(tests/unit tests/scripts/test_style.py) ;;
       --)
         options=("${@:2}")
@@ -63,12 +58,14 @@ main() {
 
 prepare_browser() {
   command -v chromium >/dev/null || command -v google-chrome >/dev/null && return
-  if can_install; then
-    echo "Installing chromium ..."
-    apt_install chromium
-  else
+  if ! can_install; then
     echo "No browser: tests/browser will skip. On Debian: apt-get install chromium"
+    return
   fi
+  echo "Installing chromium ..."
+  apt-get -o DPkg::Lock::Timeout=600 -qq update
+  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq -y \
+    --no-install-recommends install chromium >/dev/null
 }
 
 prepare_docker() {
@@ -82,12 +79,6 @@ prepare_docker() {
 
 can_install() {
   ((EUID == 0)) && command -v apt-get >/dev/null
-}
-
-apt_install() {
-  apt-get -o DPkg::Lock::Timeout=600 -qq update
-  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq -y \
-    --no-install-recommends install "$@" >/dev/null
 }
 
 main "$@"

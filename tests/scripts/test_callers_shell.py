@@ -188,7 +188,7 @@ def test_a_machine_without_timeout_finds_docker(isolated_path, tmp_path):
     (isolated_path / "docker").write_text("#!/usr/bin/env bash\n")
     (isolated_path / "docker").chmod(0o755)
     lib = BIN / "lib"
-    code = f"source {lib}/settings.sh; source {lib}/runtime.sh; read_settings; choose_runtime"
+    code = f"source {lib}/settings.sh; read_settings; choose_runtime"
 
     result = subprocess.run(
         ["bash", "-c", code], env={"PATH": str(isolated_path)}, capture_output=True, text=True
@@ -221,7 +221,7 @@ def test_all_gpus_are_counted_however_slowly_they_are_listed(tmp_path):
     program.chmod(0o755)
     lib = BIN / "lib"
     code = (
-        f"set -euo pipefail; source {lib}/settings.sh; source {lib}/runtime.sh\n"
+        f"set -euo pipefail; source {lib}/settings.sh\n"
         "for _ in {1..5}; do has_nvidia_gpu && echo yes || echo no; done"
     )
 

@@ -44,7 +44,7 @@ def clone(tmp_path):
 def prepare(clone: Path, **environment: str) -> subprocess.CompletedProcess:
     """What scripts do to .venv before they use it."""
     library = clone / "reverse_image_search" / "bin" / "lib"
-    names = ("settings", "runtime", "python_environment")
+    names = ("settings", "python_environment")
     sources = "\n".join(f'source "{library}/{name}.sh"' for name in names)
     return subprocess.run(
         ["bash", "-p", "-c", f"set -euo pipefail\n{sources}\nprepare_python"],

@@ -4,8 +4,7 @@
 
 # shellcheck disable=SC2034 # for the scripts
 readonly SERVER_CONTAINER=reverse_image_search_triton APP_CONTAINER=reverse_image_search_app \
-  BUILD_CONTAINER=reverse_image_search_build
-readonly DEATHS_BEFORE_READY=3
+  BUILD_CONTAINER=reverse_image_search_build DEATHS_BEFORE_READY=3
 
 # Sets COMPOSE to the command line of Compose v2, or of v1 from 1.28.
 find_compose() {
@@ -37,14 +36,11 @@ build_image() {
 
 # The caller, who can read what the build wrote and owns what it will write. Servers are never
 # root. To a rootless engine, the caller is root.
-container_user() {
-  if [[ "$(docker info 2>/dev/null)" =~ $'\n'\ +rootless(:\ true)?($'\n'|$) ]]; then
-    echo 0:0
-  elif ((EUID == 0)) && [[ ${1-} != build ]]; then
-    echo 1000:1000
-  else
-    echo "$EUID:$(id -g)"
-  fi
+set_container_user() {
+  CONTAINER_USER="$EUID:$(id -g)"
+  ((EUID)) || [[ ${1-} == build ]] || CONTAINER_USER=1000:1000
+  [[ ! "$(docker info 2>/dev/null)" =~ $'\n'\ +rootless(:\ true)?($'\n'|$) ]] || CONTAINER_USER=0:0
+  export CONTAINER_USER
 }
 
 # Dies if the container $1 exists; $2 is the command that stops it.
@@ -67,8 +63,7 @@ end_with_script() {
 start_service() {
   local service="$1" container="$2" detach="$3" output hint=""
   end_with_script "$container" $((detach ? 130 : 0))
-  CONTAINER_USER="$(container_user)"
-  export CONTAINER_USER
+  set_container_user
   if ! output="$("${COMPOSE[@]}" up --detach --no-deps "$service" 2>&1)"; then
     [[ $output != *"could not select device driver"* ]] ||
       die "Docker has no access to the GPU. Install the NVIDIA Container Toolkit (https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html) and restart Docker, or use $BIN/start_inference_server_cpu.sh"

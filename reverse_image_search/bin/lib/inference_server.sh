@@ -1,75 +1,82 @@
 # shellcheck shell=bash
-# Starts Triton on cpu or gpu; start_inference_server_cpu.sh and _gpu.sh are its front.
+# Usage: start_inference_server_DEVICE.sh [--detach | --stop | --check] [--ensemble] [--host ADDRESS]
+#
+# Serves both models of model_repo/ with Triton on the DEVICE until Ctrl-C: HTTP on port 8000, gRPC
+# on 8001, metrics on 8002 (ports of .env).
+#
+#   --detach    start in the background and return when both models are READY
+#   --stop      stop a server that was started with --detach
+#   --check     do not start; install what is missing and say whether this machine can serve
+#   --ensemble  also serve ensemble_repo/: image_search, from image to ids and scores in one call
+#   --host ADDRESS
+#               docker runtime: publish the ports there instead of on 127.0.0.1 (BIND_ADDRESS)
+#   -h, --help  this text
+#
+# RUNTIME=docker uses NVIDIA's container, RUNTIME=local the tritonserver from PyPI. The default is
+# docker if a Docker engine answers.
 
+source "$LIB_DIR/python_environment.sh"
+source "$LIB_DIR/docker.sh"
+
+# start_inference_server cpu|gpu [options]
 start_inference_server() {
-  local device="$1" detach=0 ensemble=0 stop=0 check=0 host=""
-  shift
-  while (($#)); do
+  local device="$1" action=serve detach=0 ensemble=0 host=""
+  while shift && (($#)); do
     case "$1" in
-      --check) check=1 ;;
+      --check | --stop) action="${1#--}" ;;
       --detach) detach=1 ;;
       --ensemble) ensemble=1 ;;
-      --stop) stop=1 ;;
       --host)
-        take_host "${2-}"
-        host="$2"
+        host="${2-}"
+        check_address "$host" --host
+        export BIND_ADDRESS="$host"
         shift
         ;;
       -h | --help)
-        print_help
-        exit 0
+        print_help "${BASH_SOURCE[0]}" | sed "s/_DEVICE/_$device/; s/DEVICE/${device^^}/"
+        exit
         ;;
-      *) die "unknown option $1. See $BIN/$(script_name) -h" ;;
+      *) die "unknown option $1. See $BIN/$SCRIPT -h" ;;
     esac
-    shift
   done
-  if ((stop)); then
+  read_settings
+  local -a local_server=(
+    "$PYTHON" -I -m reverse_image_search.serving.local_server
+    --model-repository "$OUTPUT_DIR/model_repo"
+    --http-port "$TRITON_HTTP_PORT" --grpc-port "$TRITON_GRPC_PORT"
+    --metrics-port "$TRITON_METRICS_PORT"
+  )
+  if [[ $action == stop ]]; then
     choose_runtime >/dev/null # the terminal may be gone: act before anything is printed
-    stop_inference_server
+    "${RUNTIME}_stop"
     return
   fi
   choose_runtime
   [[ $RUNTIME == docker || $host == "" || $host == 127.0.0.1 ]] ||
     die "the local server listens on 127.0.0.1 only, not on $host: its release has known critical vulnerabilities. For --host, install Docker and use RUNTIME=docker."
-  if [[ $device == gpu ]]; then
-    has_nvidia_gpu ||
-      die "no NVIDIA GPU found (nvidia-smi lists none). Use $BIN/start_inference_server_cpu.sh"
-  fi
-  if ((check)); then
-    [[ $RUNTIME == docker ]] || local_check
-    return
-  fi
-  verify_build
-  if [[ $RUNTIME == docker ]]; then
-    docker_serve "$device" "$detach" "$ensemble"
+  [[ $device == cpu ]] || has_nvidia_gpu ||
+    die "no NVIDIA GPU found (nvidia-smi lists none). Use $BIN/start_inference_server_cpu.sh"
+  [[ $action == check ]] || verify_build
+  "${RUNTIME}_$action"
+}
+
+# These use the variables of `start_inference_server`.
+docker_stop() {
+  if [[ -n "$(inspect "$SERVER_CONTAINER" '{{.Id}}')" ]]; then
+    remove_container "$SERVER_CONTAINER"
   else
-    local_serve "$device" "$detach" "$ensemble"
+    echo "No server container of this project is running."
   fi
 }
 
-stop_inference_server() {
-  if [[ $RUNTIME == docker ]]; then
-    if [[ -n "$(inspect "$SERVER_CONTAINER" '{{.Id}}')" ]]; then
-      remove_container "$SERVER_CONTAINER"
-    else
-      echo "No server container of this project is running."
-    fi
-  elif venv_works; then
-    set_local_server_command
-    "${LOCAL_SERVER[@]}" --stop
-  else
-    echo "No server of this project runs: there is no working .venv."
-  fi
-}
+docker_check() { :; }
 
 docker_serve() {
-  local device="$1" detach="$2" ensemble="$3" service=triton ready="Ctrl-C stops it" port
+  local service=triton ready="Ctrl-C stops it"
   [[ $device == cpu ]] || service=triton-gpu
   find_compose
   check_not_running "$SERVER_CONTAINER" "$BIN/start_inference_server_$device.sh --stop"
-  for port in TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT; do
-    check_port_free "$port"
-  done
+  check_ports_free TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT
   if ! docker image inspect "$TRITON_IMAGE" >/dev/null 2>&1; then
     echo "Pulling $TRITON_IMAGE: 10 to 15 GB, once."
     "${COMPOSE[@]}" pull "$service" ||
@@ -78,8 +85,8 @@ docker_serve() {
   [[ $BIND_ADDRESS == 127.0.0.1 ]] ||
     echo "Triton will answer anyone who reaches $BIND_ADDRESS, on three ports. It has no login." >&2
   ((! ensemble)) || export TRITON_ARGUMENTS="--model-repository=/ensemble_repo ${TRITON_ARGUMENTS-}"
-  export GPUS="${GPUS:-all}"
-  GPUS="${GPUS#device=}"
+  GPUS="${GPUS:-all}"
+  export GPUS="${GPUS#device=}"
 
   say "$SERVER_CONTAINER" "starting $TRITON_IMAGE on the $device"
   start_service "$service" "$SERVER_CONTAINER" "$detach"
@@ -93,35 +100,27 @@ docker_serve() {
   ((detach)) || stay
 }
 
-local_serve() {
-  local device="$1" detach="$2" ensemble="$3" port
-  [[ $BIND_ADDRESS == 127.0.0.1 ]] ||
-    echo "The local server listens on 127.0.0.1 only: its release has known critical vulnerabilities. BIND_ADDRESS=$BIND_ADDRESS holds for the app alone." >&2
-  prepare_python
-  set_local_server_command
-  [[ $device == gpu ]] && LOCAL_SERVER+=(--gpu)
-  ((detach)) && LOCAL_SERVER+=(--detach)
-  ((ensemble)) && LOCAL_SERVER+=(--model-repository "$OUTPUT_DIR/ensemble_repo")
-  "${LOCAL_SERVER[@]}" --check
-  for port in TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT; do
-    check_port_free "$port"
-  done
-  exec "${LOCAL_SERVER[@]}"
+local_stop() {
+  if venv_works; then
+    "${local_server[@]}" --stop
+  else
+    echo "No server of this project runs: there is no working .venv."
+  fi
 }
 
 # Installs what the server needs, and dies where it cannot run.
 local_check() {
   prepare_python
-  set_local_server_command
-  "${LOCAL_SERVER[@]}" --check
+  "${local_server[@]}" --check
 }
 
-# Sets LOCAL_SERVER to the command line of the supervisor.
-set_local_server_command() {
-  LOCAL_SERVER=(
-    "$PYTHON" -I -m reverse_image_search.serving.local_server
-    --model-repository "$OUTPUT_DIR/model_repo"
-    --http-port "$TRITON_HTTP_PORT" --grpc-port "$TRITON_GRPC_PORT"
-    --metrics-port "$TRITON_METRICS_PORT"
-  )
+local_serve() {
+  [[ $BIND_ADDRESS == 127.0.0.1 ]] ||
+    echo "The local server listens on 127.0.0.1 only: its release has known critical vulnerabilities. BIND_ADDRESS=$BIND_ADDRESS holds for the app alone." >&2
+  [[ $device == cpu ]] || local_server+=(--gpu)
+  ((! detach)) || local_server+=(--detach)
+  ((! ensemble)) || local_server+=(--model-repository "$OUTPUT_DIR/ensemble_repo")
+  local_check
+  check_ports_free TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT
+  exec "${local_server[@]}"
 }

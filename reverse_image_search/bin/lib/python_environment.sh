@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The Python environment in .venv, and the check of a build. Source it after settings.sh and
-# runtime.sh. Python runs with -I throughout: only .venv and the project are on its path.
+# The Python environment in .venv, and the check of a build. Source it after settings.sh.
+# Python runs with -I throughout: only .venv and the project are on its path.
 
 PYTHON="$REPO_ROOT/.venv/bin/python"
 
@@ -44,22 +44,20 @@ make_venv() {
     echo "The Python environment in .venv did not work, or was not of Python 3.11 to 3.13."
   fi
   echo "Making .venv with $("$python" -I --version) ..."
-  if ! "$python" -I -m venv "$venv"; then
-    rm -rf "$venv"
-    "$python" -I -c 'import ensurepip, venv' 2>/dev/null ||
-      die "$python lacks the venv module. On Debian and Ubuntu: apt-get install python3-venv"
-    die "$python could not make $venv (see above)."
-  fi
+  ! "$python" -I -m venv "$venv" || return 0
+  rm -rf "$venv"
+  "$python" -I -c 'import ensurepip, venv' 2>/dev/null ||
+    die "$python lacks the venv module. On Debian and Ubuntu: apt-get install python3-venv"
+  die "$python could not make $venv (see above)."
 }
 
 # The packages need Python 3.11 or newer; the local runtime's server goes up to 3.13.
 find_python() {
   local candidate
   for candidate in python3 python3.13 python3.12 python3.11; do
-    if "$candidate" -I -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
-      echo "$candidate"
-      return
-    fi
+    "$candidate" -I -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || continue
+    echo "$candidate"
+    return
   done
   die "no Python 3.11, 3.12 or 3.13 found. Install one, on Debian and Ubuntu with apt-get install python3 python3-venv"
 }
@@ -78,20 +76,18 @@ pip_install() {
 # torchvision from the CPU index, where that answers. pip then finds the requirement satisfied.
 install_cpu_torch() {
   [[ $(uname -sm) == "Linux x86_64" ]] && ! has_nvidia_gpu || return 0
-  local -a pins
-  mapfile -t pins < <(grep -E '^torch(vision)?==' "$REPO_ROOT/requirements.txt")
   if "$PYTHON" -I -c 'import sys, urllib.request
 urllib.request.urlopen(sys.argv[1], timeout=3)' "$TORCH_CPU_INDEX/torch/" 2>/dev/null; then
-    pip_install --index-url "$TORCH_CPU_INDEX" "${pins[@]}" || true
+    pip_install --index-url "$TORCH_CPU_INDEX" \
+      --requirement <(grep -E '^torch(vision)?==' "$REPO_ROOT/requirements.txt") || true
   else
     echo "PyTorch's CPU index does not answer; taking the CUDA builds (several GB), which run on a CPU too."
   fi
 }
 
 owner_of() {
-  local owner
-  read -r _ _ owner _ < <(ls -ld "$1")
-  echo "$owner"
+  read -r _ _ REPLY _ < <(ls -ld "$1")
+  echo "$REPLY"
 }
 
 # Finishes what a killed build left half published, then checks every file that it wrote. Any

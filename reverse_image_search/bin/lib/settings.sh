@@ -1,5 +1,7 @@
 # shellcheck shell=bash
-# What every script starts with: the settings of .env, -h, errors, ports and the runtime.
+# What every script starts with: the settings of .env, -h, errors, the runtime and its ports.
+# The scripts run under `bash -p`, whichever shell was asked: without the caller's functions and
+# options.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "$0: needs bash 4.4 or newer, this is $BASH_VERSION. On macOS: brew install bash" >&2
@@ -9,6 +11,7 @@ fi
 LIB_DIR="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 REPO_ROOT="$(cd "$LIB_DIR/../../.." && pwd)"
 BIN=reverse_image_search/bin
+SCRIPT="$(basename "$(readlink -f "$0")")" # where it was called through a link, too
 
 # The caller's locale decides what [a-z] means, and its Python settings where modules come from.
 # A caller without a home or a name is what a container's arbitrary user id is.
@@ -18,27 +21,19 @@ unset POSIXLY_CORRECT "${!PYTHON@}"
 umask u=rwx
 
 die() {
-  echo "$(script_name): $*" >&2
+  echo "$SCRIPT: $*" >&2
   exit 1
 }
 
-# Of the script itself, where it was called through a link.
-script_name() {
-  basename "$(readlink -f "$0")"
-}
-
-# The header comment of the script is its help.
+# The header comment of the script, or of the file $1, is its help.
 print_help() {
-  sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "$0"
+  sed -n '2,/^[^#]/ s/^# \{0,1\}//p' "${1:-$0}"
 }
 
 help_if_asked() {
-  case "${1-}" in
-    -h | --help)
-      print_help
-      exit 0
-      ;;
-  esac
+  [[ ${1-} == -h || ${1-} == --help ]] || return 0
+  print_help
+  exit
 }
 
 # Dies of an option that the help does not name, before anything is installed for it.
@@ -48,7 +43,7 @@ check_options() {
   for argument; do
     argument="${argument%%=*}"
     [[ $argument != -* || $help =~ $'\n'\ +(-h,\ )?"$argument"($|[[:space:]]) ]] ||
-      die "unknown option $argument. See $BIN/$(script_name) -h"
+      die "unknown option $argument. See $BIN/$SCRIPT -h"
   done
 }
 
@@ -73,8 +68,7 @@ read_settings() {
   done
   check_address "$BIND_ADDRESS" BIND_ADDRESS
   [[ $OUTPUT_DIR == /* ]] || OUTPUT_DIR="$REPO_ROOT/$OUTPUT_DIR"
-  OUTPUT_DIR="${OUTPUT_DIR%/.}"
-  export OUTPUT_DIR
+  export OUTPUT_DIR="${OUTPUT_DIR%/.}"
 }
 
 # One line of .env, as Docker Compose reads it: with quotes, comments or `export`, and the last of
@@ -97,14 +91,60 @@ read_setting() {
   from_file[$name]=1
 }
 
+# check_address ADDRESS NAME
 check_address() {
   local octet='(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])'
   [[ $1 =~ ^$octet(\.$octet){3}$ ]] ||
     die "$2 needs an IPv4 address of this machine, such as 0.0.0.0 for all of them, not '$1'."
 }
 
-# For `--host $1`: an address of this machine to listen on. It wins over BIND_ADDRESS.
-take_host() {
-  check_address "${1-}" --host
-  export BIND_ADDRESS="$1"
+# Sets RUNTIME to docker or local, and says which and why.
+choose_runtime() {
+  local reason="RUNTIME says so"
+  if [[ -z $RUNTIME ]]; then
+    RUNTIME=local reason="no Docker engine answers"
+    ! docker_answers || RUNTIME=docker reason="a Docker engine answers"
+  fi
+  [[ $RUNTIME == docker || $RUNTIME == local ]] ||
+    die "RUNTIME is '$RUNTIME', which is neither docker nor local. Set it to one, or leave it empty."
+  export RUNTIME
+  echo "Runtime: $RUNTIME ($reason)"
+}
+
+docker_answers() {
+  command -v docker >/dev/null || return 1
+  local -a limit=() # macOS has no timeout
+  ! command -v timeout >/dev/null || limit=(timeout 10)
+  "${limit[@]}" docker info >/dev/null 2>&1
+}
+
+# No pipe into `grep -q`: it closes the pipe early, and pipefail takes that for a failure.
+has_nvidia_gpu() {
+  command -v nvidia-smi >/dev/null && [[ "$(nvidia-smi -L 2>/dev/null)" == GPU* ]]
+}
+
+# Dies when something listens on one of the ports, given by the names of their variables.
+# `localhost` is 127.0.0.1 and ::1, and a browser may try either first.
+check_ports_free() {
+  local name address port owner=""
+  for name; do
+    port="${!name}"
+    for address in 127.0.0.1 ::1 "${BIND_ADDRESS/#0.0.0.0/127.0.0.1}"; do
+      (exec 3<>"/dev/tcp/$address/$port") 2>/dev/null || continue
+      # These find nothing of another user's processes, and then fail or say nothing.
+      if command -v ss >/dev/null; then
+        owner="$(ss -ltnpH "sport = :$port" | sed -n '1s/.*users:(("\([^"]*\)",pid=\([0-9]*\).*/ by \1 (process \2)/p')" || true
+      elif command -v lsof >/dev/null; then
+        owner="$(lsof -nP -iTCP:"$port" -sTCP:LISTEN | awk 'NR == 2 {print " by " $1 " (process " $2 ")"}')" || true
+      fi
+      die "port $port ($name) is taken$owner. Stop that program, or set $name to another port."
+    done
+  done
+}
+
+# Where a browser on this machine finds the app.
+app_url() {
+  local host="$BIND_ADDRESS"
+  [[ $host != 127.0.0.1 && $host != 0.0.0.0 ]] || host=localhost
+  echo "http://$host:$APP_PORT/"
 }

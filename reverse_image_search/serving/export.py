@@ -77,9 +77,10 @@ def check_export(
     ExportError : an output differs in type, in shape, or by more than `tolerance`
     """
     with torch.inference_mode():
-        answers = _as_tuple(exported(inputs)), _as_tuple(module(inputs))
+        answers = [model(inputs) for model in (exported, module)]
+    outputs = ((answer,) if isinstance(answer, Tensor) else answer for answer in answers)
     largest = 0.0
-    for position, (ours, expected) in enumerate(zip(*answers, strict=True)):
+    for position, (ours, expected) in enumerate(zip(*outputs, strict=True)):
         if ours.dtype != expected.dtype or ours.shape != expected.shape:
             raise ExportError(
                 f"output {position} of the exported model is {ours.dtype} {tuple(ours.shape)}, "
@@ -90,7 +91,3 @@ def check_export(
             raise ExportError(f"the exported model differs from its module by {difference:.1e}")
         largest = max(largest, difference)
     return largest
-
-
-def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)

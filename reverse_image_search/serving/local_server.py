@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,44 +41,40 @@ _MEMORY_SHARE = 0.75  # of the machine's or container's, for the server and its 
 _NEEDED_MEMORY = 1_500_000_000  # bytes; in 1 GB, the default build is READY but cannot answer
 
 
-def main() -> int:
-    """Start, detach or stop the local server; returns the exit code."""
+def main() -> int | str:
+    """Start, detach or stop the local server; returns the exit code, or what went wrong."""
     options = _parse()
+    port = options.http_port
     try:
-        run_file = state_folder() / "run" / f"{options.http_port}.pid"
+        run_file = state_folder() / "run" / f"{port}.pid"
         if options.stop:
-            return _stop(run_file, options.http_port)
+            return _stop(run_file, port)
         check_platform()
         if missing := missing_memory(_NEEDED_MEMORY, "the server"):
             raise LocalServerError(missing)
-        _check_not_running(run_file, options.http_port)
-        command, environment = server_command(
-            options.wheel,
-            options.model_repository,
-            options.http_port,
-            options.grpc_port,
-            options.metrics_port,
-            options.gpu,
-        )
+        if pid := running_pid(run_file):
+            raise LocalServerError(
+                f"a server of this project already runs on port {port} (process {pid}). "
+                f"Stop it with {STOP_COMMAND}"
+            )
+        command, environment = server_command(options)
         if options.check:
             return 0
         with run_lock(run_file, options.lock_fd) as lock:
             if options.detach:
-                return _detach(run_file, lock, options.http_port)
-            lock.write(f"{os.getpid()}\n")
-            lock.flush()
+                return _detach(run_file, lock, port)
+            print(os.getpid(), file=lock, flush=True)
             limit = int(_MEMORY_SHARE * memory_limit())
-            supervisor = Supervisor(command, environment, options.http_port, limit)
+            supervisor = Supervisor(command, environment, port, limit)
             _on_stop_signal(supervisor.stop)
             return supervisor.run()
     except LocalServerError as error:
-        print(f"tritonserver: {error}", file=sys.stderr)
+        return f"tritonserver: {error}"
     except OSError as error:
-        print(f"tritonserver: {error.filename}: {error.strerror}", file=sys.stderr)
-    return 1
+        return f"tritonserver: {error.filename}: {error.strerror}"
 
 
-def _on_stop_signal(stop: Callable[[], None]) -> None:
+def _on_stop_signal(stop: Callable[[], object]) -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # nohup(1) has a hang-up ignored, and it stays so.
         if signal.getsignal(signal_number) != signal.SIG_IGN:
@@ -110,50 +107,33 @@ def running_pid(run_file: Path, timeout: float = 0) -> int | None:
     while True:
         try:
             with run_file.open() as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if pid := int(file.read() or 0):
-                        return pid
-                else:
-                    return None
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
         except FileNotFoundError:
             return None
+        except BlockingIOError:
+            if pid := int(run_file.read_text() or 0):
+                return pid
         if time.monotonic() > deadline:
             return None
         time.sleep(POLL)
-
-
-def _check_not_running(run_file: Path, http_port: int) -> None:
-    if pid := running_pid(run_file):
-        raise LocalServerError(
-            f"a server of this project already runs on port {http_port} (process {pid}). "
-            f"Stop it with {STOP_COMMAND}"
-        )
 
 
 def _detach(run_file: Path, lock: TextIO, http_port: int) -> int:
     """Start a supervisor in the background and wait until its server is ready."""
     log_file = run_file.with_suffix(".log")
     arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
-    stopped = False
-
-    def stop() -> None:
-        nonlocal stopped
-        stopped = True
-
-    _on_stop_signal(stop)
+    stops: list[None] = []
+    _on_stop_signal(lambda: stops.append(None))
     with log_file.open("w") as log:
         supervisor = subprocess.Popen(
-            [
-                *(sys.executable, "-I", "-m", "reverse_image_search.serving.local_server"),
-                *(*arguments, f"--lock-fd={lock.fileno()}"),
-            ],
+            [sys.executable, "-I", "-m", "reverse_image_search.serving.local_server",
+             *arguments, f"--lock-fd={lock.fileno()}"],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             pass_fds=[lock.fileno()],
         )  # fmt: skip
     while not is_ready(http_port):
-        if stopped:
+        if stops:
             supervisor.terminate()
             supervisor.wait()
             return 130
@@ -161,19 +141,11 @@ def _detach(run_file: Path, lock: TextIO, http_port: int) -> int:
             sys.stderr.write(log_file.read_text())
             return 1
         time.sleep(POLL)
-    print(_model_table(log_file.read_text()))
+    # The models and their status: the last table of them in the log.
+    for table in re.findall(r"^\+.*\n\| Model .*\n(?:[+|].*\n)*", log_file.read_text(), re.M)[-1:]:
+        print(table, end="")
     print(f"READY at http://{ADDRESS}:{http_port}; log: {log_file}")
     return 0
-
-
-def _model_table(log: str) -> str:
-    """The last table of model names and their status in the server's log."""
-    lines = log.splitlines()
-    rows = [i for i, line in enumerate(lines) if line.startswith("| Model")]
-    if not rows:
-        return ""
-    end = next((i for i in range(rows[-1], len(lines)) if not lines[i].strip()), len(lines))
-    return "\n".join(lines[rows[-1] - 1 : end])
 
 
 def _stop(run_file: Path, http_port: int) -> int:
@@ -197,12 +169,9 @@ def _stop(run_file: Path, http_port: int) -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model-repository", type=Path, action="append", required=True)
-    parser.add_argument(
-        "--wheel", default=pinned_wheel(), help="requirement of the PyPI wheel (default: .env's)"
-    )
-    parser.add_argument("--http-port", type=int, required=True)
-    parser.add_argument("--grpc-port", type=int, required=True)
-    parser.add_argument("--metrics-port", type=int, required=True)
+    parser.add_argument("--wheel", default=pinned_wheel(), help="requirement of the PyPI wheel")
+    for port in ("--http-port", "--grpc-port", "--metrics-port"):
+        parser.add_argument(port, type=int, required=True)
     parser.add_argument("--gpu", action="store_true", help="let Triton see the GPUs")
     parser.add_argument("--check", action="store_true", help="install it, and start nothing")
     parser.add_argument("--detach", action="store_true", help="return when the models are ready")

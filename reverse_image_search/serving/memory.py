@@ -3,6 +3,7 @@
 Only the standard library.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,11 +15,8 @@ _CGROUPS = Path("/sys/fs/cgroup")
 def memory_limit() -> int:
     """Bytes that this process may use: the machine's, or fewer where its cgroup has a limit."""
     limits = [_PAGE * os.sysconf("SC_PHYS_PAGES")]
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
+    groups = Path("/proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, path = line.split(":", 2)
         if not controllers:
             root, name = _CGROUPS, "memory.max"
@@ -28,10 +26,8 @@ def memory_limit() -> int:
             continue
         group = root / path.lstrip("/")
         for folder in (group, *group.parents):
-            try:
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
                 limits.append(int((folder / name).read_text()))
-            except (OSError, ValueError):  # no such file, or "max"
-                continue
     return min(limits)
 
 
@@ -39,16 +35,12 @@ def used_memory(processes: Iterable[int], shared_files: Iterable[Path] = ()) -> 
     """Bytes of `processes` that no file on disk holds, and of the files in shared memory."""
     used = 0
     for pid in processes:
-        try:
+        with contextlib.suppress(OSError):  # it ended
             resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
-        except OSError:  # it ended
-            continue
-        used += (int(resident) - int(shared)) * _PAGE
+            used += (int(resident) - int(shared)) * _PAGE
     for file in shared_files:
-        try:
+        with contextlib.suppress(OSError):
             used += file.stat().st_blocks * 512
-        except OSError:
-            continue
     return used
 
 

@@ -49,25 +49,23 @@ def model_config(
     parameters : identity of the model, see `contract`
     """
     settings = settings or ServerSettings()
-    (input_spec,) = model.inputs
-    dims = {contract.EMBEDDING_DIM: embedding_dim, contract.TOP_K: top_k}
-    parameters = {"INTRA_OP_THREAD_COUNT": str(settings.intra_op_threads), **parameters}
-    sections = [
-        f'name: "{model.name}"',
-        f'platform: "{platform}"',
-        f"max_batch_size: {contract.MAX_BATCH_SIZE}",
-        *(_tensor("input", spec, dims, reshape=True) for spec in model.inputs),
-        *(_tensor("output", spec, dims) for spec in model.outputs),
-    ]
+    sections = _tensors(model, platform, embedding_dim, top_k)
     if settings.dynamic_batching:
         delay = settings.max_queue_delay
         setting = f"max_queue_delay_microseconds: {delay} " if delay else ""
         sections.append(f"dynamic_batching {{ {setting}}}")
     if settings.instance_count:
         sections.append(f"instance_group {{ count: {settings.instance_count} }}")
-    sections += _parameters(parameters)
+    threads = {"INTRA_OP_THREAD_COUNT": str(settings.intra_op_threads)}
+    sections += _parameters({**threads, **parameters})
     if example_dims:
-        sections += [_warmup(input_spec, example_dims, size) for size in _warmup_sizes()]
+        (spec,) = model.inputs
+        random = f"data_type: TYPE_{spec.datatype} dims: {list(example_dims)} random_data: true"
+        sections += [
+            f'model_warmup {{\n  name: "batch of {size}"\n  batch_size: {size}\n'
+            f'  inputs {{ key: "{spec.name}" value {{ {random} }} }}\n}}'
+            for size in _warmup_sizes()
+        ]
     return "\n".join(sections) + "\n"
 
 
@@ -76,9 +74,6 @@ def ensemble_config(embedding_dim: int, top_k: int, parameters: Mapping[str, str
 
     Triton passes the embeddings on internally ("Ensemble Models" in its user guide).
     """
-    (images,), (embeddings,) = contract.IMAGE_ENCODER.inputs, contract.IMAGE_ENCODER.outputs
-    (query_embeddings,) = contract.VECTOR_SIMILARITY.inputs
-    dims = {contract.EMBEDDING_DIM: embedding_dim, contract.TOP_K: top_k}
     outputs = "\n".join(
         f'    output_map {{ key: "{output.name}" value: "{output.name}" }}'
         for output in contract.VECTOR_SIMILARITY.outputs
@@ -87,38 +82,38 @@ def ensemble_config(embedding_dim: int, top_k: int, parameters: Mapping[str, str
   step {{
     model_name: "{contract.IMAGE_ENCODER.name}"
     model_version: -1
-    input_map {{ key: "{images.name}" value: "{images.name}" }}
-    output_map {{ key: "{embeddings.name}" value: "embeddings" }}
+    input_map {{ key: "{contract.IMAGES.name}" value: "{contract.IMAGES.name}" }}
+    output_map {{ key: "{contract.EMBEDDINGS.name}" value: "embeddings" }}
   }}
   step {{
     model_name: "{contract.VECTOR_SIMILARITY.name}"
     model_version: -1
-    input_map {{ key: "{query_embeddings.name}" value: "embeddings" }}
+    input_map {{ key: "{contract.QUERY_EMBEDDINGS.name}" value: "embeddings" }}
 {outputs}
   }}
 }}"""
+    sections = _tensors(contract.IMAGE_SEARCH, "ensemble", embedding_dim, top_k)
+    return "\n".join([*sections, steps, *_parameters(parameters)]) + "\n"
+
+
+def _tensors(model: contract.ModelSpec, platform: str, embedding_dim: int, top_k: int) -> list[str]:
+    """Name, platform and tensors: what every configuration starts with."""
+    sizes = {contract.EMBEDDING_DIM: embedding_dim, contract.TOP_K: top_k}
     sections = [
-        f'name: "{contract.IMAGE_SEARCH.name}"',
-        'platform: "ensemble"',
+        f'name: "{model.name}"',
+        f'platform: "{platform}"',
         f"max_batch_size: {contract.MAX_BATCH_SIZE}",
-        *(_tensor("input", spec, dims) for spec in contract.IMAGE_SEARCH.inputs),
-        *(_tensor("output", spec, dims) for spec in contract.IMAGE_SEARCH.outputs),
-        steps,
-        *_parameters(parameters),
     ]
-    return "\n".join(sections) + "\n"
-
-
-def _tensor(
-    kind: str, spec: contract.TensorSpec, sizes: Mapping[str, int], reshape: bool = False
-) -> str:
-    dims = list(spec.dims(**sizes))
-    # Protects a batch from requests whose batch dimension is 0, see serving/export.py.
-    reshaping = f" reshape {{ shape: {[1, *dims]} }}" if reshape else ""
-    return (
-        f'{kind} [\n  {{ name: "{spec.name}" data_type: TYPE_{spec.datatype} '
-        f"dims: {dims}{reshaping} }}\n]"
-    )
+    tensors = [("input", spec) for spec in model.inputs]
+    tensors += [("output", spec) for spec in model.outputs]
+    for kind, spec in tensors:
+        dims = list(spec.dims(**sizes))
+        text = f'name: "{spec.name}" data_type: TYPE_{spec.datatype} dims: {dims}'
+        if kind == "input" and platform != "ensemble":
+            # Protects a batch from requests whose batch dimension is 0, see serving/export.py.
+            text += f" reshape {{ shape: {[1, *dims]} }}"
+        sections.append(f"{kind} [\n  {{ {text} }}\n]")
+    return sections
 
 
 def _parameters(parameters: Mapping[str, str]) -> list[str]:
@@ -128,17 +123,7 @@ def _parameters(parameters: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _warmup(spec: contract.TensorSpec, dims: tuple[int, ...], batch_size: int) -> str:
-    return (
-        f'model_warmup {{\n  name: "batch of {batch_size}"\n  batch_size: {batch_size}\n'
-        f'  inputs {{ key: "{spec.name}" value {{ data_type: TYPE_{spec.datatype} '
-        f"dims: {list(dims)} random_data: true }} }}\n}}"
-    )
-
-
 def _warmup_sizes() -> list[int]:
-    """1, 2, 4, ... up to the largest batch."""
-    sizes = [1]
-    while sizes[-1] < contract.MAX_BATCH_SIZE:
-        sizes.append(min(2 * sizes[-1], contract.MAX_BATCH_SIZE))
-    return sizes
+    """1, 2, 4, ... and the largest batch."""
+    powers = (2**i for i in range(contract.MAX_BATCH_SIZE.bit_length()))
+    return sorted({*powers, contract.MAX_BATCH_SIZE})

@@ -11,7 +11,6 @@ Only the standard library, so that the start scripts can run it without the buil
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import fcntl
@@ -96,16 +95,15 @@ def _check_file_system(output_dir: Path) -> None:
                 f"{folder} belongs to another user (id {folder.stat().st_uid}) and cannot be "
                 f"replaced. Remove it, or build into another folder with --output-dir."
             )
-    trial, renamed = work / "trial", work / "renamed"
-    for folder in (trial, renamed):
-        shutil.rmtree(folder, ignore_errors=True)
+    trial = work / "trial"
+    shutil.rmtree(trial, ignore_errors=True)
     try:
-        (trial / "folder").mkdir(parents=True)
-        (trial / "folder" / "file").write_bytes(b"\0" * 4096)
+        (trial / "staging" / "folder").mkdir(parents=True)
+        (trial / "staging" / "folder" / "file").write_bytes(b"\0" * 4096)
         _sync(trial)
-        trial.rename(renamed)
-        (renamed / "folder").rename(trial)
-        with _lock(trial / "file", wait=True):
+        (trial / "staging").rename(trial / "ready")
+        (trial / "ready" / "folder").rename(trial / "folder")
+        with _lock(trial / "folder" / "file", wait=True):
             pass
     except OSError as error:
         raise PublishingError(
@@ -113,8 +111,7 @@ def _check_file_system(output_dir: Path) -> None:
             f"{output_dir}. Nothing was published; what was built before is unchanged."
         ) from error
     finally:
-        for folder in (trial, renamed):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(trial, ignore_errors=True)
 
 
 def finish_publishing(output_dir: Path) -> None:
@@ -143,37 +140,36 @@ def verify(output_dir: Path) -> None:
     ------
     PublishingError : nothing is built, or a file is missing, damaged or foreign
     """
-    sums = output_dir / CHECKSUMS
+    sums, model_repo = output_dir / CHECKSUMS, output_dir / MODEL_REPO
     try:
         lines = sums.read_text().splitlines()
     except FileNotFoundError:
-        if (output_dir / MODEL_REPO).exists():
-            raise PublishingError(f"{sums} is missing. Build again with {BUILD_COMMAND}") from None
-        _refuse_during_build(output_dir)
-        raise PublishingError(
-            f"There are no models in {output_dir / 'model_repo'}. Build them with {BUILD_COMMAND}"
-        ) from None
+        if model_repo.exists():
+            raise _damage(f"{sums} is missing") from None
+        # A build that is running is a better reason than none.
+        lock = _lock(output_dir / ".build" / "build.lock", wait=False)
+        with contextlib.suppress(FileNotFoundError, PermissionError), lock:
+            pass
+        raise _damage(f"There are no models in {model_repo}", "Build them") from None
     except UnicodeDecodeError:
-        raise PublishingError(f"{sums} is damaged. Build again with {BUILD_COMMAND}") from None
+        raise _damage(f"{sums} is damaged") from None
     if not lines:
-        raise PublishingError(f"{sums} is empty. Build again with {BUILD_COMMAND}")
+        raise _damage(f"{sums} is empty")
     sum_of = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
-    for path in (output_dir / MODEL_REPO).rglob("*"):
-        name = path.relative_to(output_dir).as_posix()
-        if path.is_file() and name not in sum_of:
-            # Triton would serve it.
-            raise PublishingError(
-                f"{path} is not part of this build. Remove it, or build again with {BUILD_COMMAND}"
-            )
+    for path in model_repo.rglob("*"):
+        # Triton would serve it.
+        if path.is_file() and path.relative_to(output_dir).as_posix() not in sum_of:
+            raise _damage(f"{path} is not part of this build", "Remove it, or build again")
     for name, expected in sum_of.items():
         path = output_dir / name
         if not path.is_file():
-            raise PublishingError(f"{path} is missing. Build again with {BUILD_COMMAND}")
+            raise _damage(f"{path} is missing")
         if _sha256(path) != expected:
-            raise PublishingError(
-                f"{path} is damaged: it is not the file that the build wrote. "
-                f"Build again with {BUILD_COMMAND}"
-            )
+            raise _damage(f"{path} is damaged: it is not the file that the build wrote")
+
+
+def _damage(reason: str, remedy: str = "Build again") -> PublishingError:
+    return PublishingError(f"{reason}. {remedy} with {BUILD_COMMAND}")
 
 
 def write_checksums(folder: Path) -> None:
@@ -204,14 +200,6 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _refuse_during_build(output_dir: Path) -> None:
-    with (
-        contextlib.suppress(FileNotFoundError, PermissionError),
-        _lock(output_dir / ".build" / "build.lock", wait=False),
-    ):
-        pass
-
-
 @contextlib.contextmanager
 def _lock(path: Path, wait: bool) -> Iterator[None]:
     """Hold an advisory lock; the system releases it when the holder dies."""
@@ -232,21 +220,17 @@ def _lock(path: Path, wait: bool) -> Iterator[None]:
         yield
 
 
-def main() -> int:
-    """Finish what a build left half published, then verify it."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("output_dir", type=Path, help="folder that holds model_repo/ and gallery/")
-    output_dir = parser.parse_args().output_dir
+def main() -> str | None:
+    """Finish what a build left half published, then verify it; returns what is wrong."""
+    output_dir = Path(sys.argv[1])
     try:
         finish_publishing(output_dir)
         verify(output_dir)
     except PublishingError as error:
-        print(error, file=sys.stderr)
-        return 1
+        return str(error)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+        return f"{error.filename}: {error.strerror}"
+    return None
 
 
 if __name__ == "__main__":

@@ -11,43 +11,42 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from reverse_image_search.serving.memory import used_memory
 
 ADDRESS = "127.0.0.1"
 POLL = 0.1  # seconds
-
-_READY_TIMEOUT = 120  # seconds a start may take
 STOP_TIMEOUT = 15  # seconds a stop may take before the server is killed
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before the server is started again
-_CHECK_INTERVAL, _LONGEST_SILENCE = 1.0, 10.0  # seconds between checks, and without an answer
+
+_READY_TIMEOUT, _LONGEST_SILENCE = 120, 10  # seconds without READY: while it starts, and later
+_CHECK_INTERVAL = 1.0  # seconds between checks of a server that was READY
+_FIRST_PAUSE = 0.5  # seconds before the server is started again; doubled for each death in a row
 _DEATHS_BEFORE_READY = 3  # in a row, then the supervisor gives up
-_SHARED_MEMORY = Path("/dev/shm")
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class LocalServerError(Exception):
     """The server cannot run here; the message says why and what to do."""
 
 
+@dataclass
 class Supervisor:
     """Runs one tritonserver until `stop` is called.
 
-    Parameters
+    Attributes
     ----------
     command, environment : of the server
     http_port : port that the server answers HTTP on
     memory_limit : bytes that the server and its models may use before it is started again
     """
 
-    def __init__(
-        self, command: list[str], environment: dict[str, str], http_port: int, memory_limit: int
-    ) -> None:
-        self._command = command
-        self._environment = environment
-        self._http_port = http_port
-        self._memory_limit = memory_limit
-        self._stopping = False
+    command: list[str]
+    environment: dict[str, str]
+    http_port: int
+    memory_limit: int
+    _stopping: bool = False
 
     def run(self) -> int:
         """Serve until told to stop.
@@ -60,27 +59,26 @@ class Supervisor:
         ------
         LocalServerError : the server died several times before it was ready
         """
-        deaths_before_ready, pause = 0, _FIRST_PAUSE
-        while True:
+        deaths = 0
+        while not self._stopping:
             server = self._start()
             try:
                 was_ready, reason = self._watch(server)
             finally:
-                _end(server)
-                self._remove_shared_memory()
+                self._end(server)
             if self._stopping:
                 break
-            deaths_before_ready = 0 if was_ready else deaths_before_ready + 1
-            if deaths_before_ready == _DEATHS_BEFORE_READY:
+            deaths = 0 if was_ready else deaths + 1
+            if deaths == _DEATHS_BEFORE_READY:
                 raise LocalServerError(
-                    f"given up: the server {reason} {deaths_before_ready} times before it was "
+                    f"given up: the server {reason} {deaths} times before it was "
                     "ready. Its own log above says why."
                 )
-            pause = _FIRST_PAUSE if was_ready else min(2 * pause, _LONGEST_PAUSE)
+            pause = _FIRST_PAUSE * 2**deaths
             self._say(f"the server {reason}; starting it again in {pause:g} s")
-            self._sleep(pause)
-            if self._stopping:
-                break
+            end = time.monotonic() + pause
+            while not self._stopping and time.monotonic() < end:
+                time.sleep(POLL)
         self._say("stopped")
         return 0
 
@@ -89,66 +87,64 @@ class Supervisor:
         self._stopping = True
 
     def _start(self) -> subprocess.Popen:
-        self._say(f"starting {self._command[0]} on port {self._http_port}")
+        self._say(f"starting {self.command[0]} on port {self.http_port}")
         self._remove_shared_memory()  # of a supervisor that was killed
         # A process group of its own, so that all of it can be ended, and so that Ctrl-C reaches
         # the supervisor alone, which then stops the server in order.
         return subprocess.Popen(
-            self._command, env=self._environment, process_group=0, preexec_fn=_in_child
+            self.command, env=self.environment, process_group=0, preexec_fn=_in_child
         )
 
     def _watch(self, server: subprocess.Popen) -> tuple[bool, str]:
-        """Wait until `server` dies or a stop is asked for: (was it ready, what happened)."""
-        start = time.monotonic()
+        """Wait until `server` has to be ended: (was it ready, what happened)."""
+        start = answered = time.monotonic()
+        checked = 0.0
         ready = False
         models: set[int] = set()
-        checked = answered = start
         while not self._stopping:
-            now = time.monotonic()
-            if server.poll() is not None:
-                return ready, f"ended with {_exit_name(server.returncode)}"
+            if (code := server.poll()) is not None:
+                return ready, "ended with " + (
+                    f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+                )
             # From the start: one may die as soon as the server is READY.
             children = _children(server.pid)
             models |= {pid for pid in children if _runs_a_model(pid)}
+            # A request of a few bytes can ask Triton for any amount of memory (doc/faults.md).
             used = used_memory({server.pid, *children, *models}, self._shared_memory())
-            if used > self._memory_limit:
-                # A request of a few bytes can ask Triton for any amount of memory (doc/faults.md).
-                os.killpg(server.pid, signal.SIGKILL)
-                return ready, (
-                    f"used {used / 2**30:.1f} GB of memory "
-                    f"(its limit: {self._memory_limit / 2**30:.1f} GB)"
-                )
-            if ready:
-                # Triton goes on saying READY, and answers each request with an error.
-                if any(map(is_dead, models)):
-                    server.kill()  # it would wait for the lost process before it stops
-                    return True, "lost the process of a model"
-                if now - checked > _CHECK_INTERVAL:
-                    checked = now
-                    if is_ready(self._http_port):
-                        answered = now
-                    elif now - answered > _LONGEST_SILENCE:
-                        server.kill()
-                        return True, f"was not READY for {now - answered:.0f} s"
-            elif is_ready(self._http_port):
-                ready = True
-                checked = answered = time.monotonic()
-                self._say(
-                    f"READY at http://{ADDRESS}:{self._http_port} after "
-                    f"{answered - start:.1f} s; Ctrl-C stops it"
-                )
-            elif now - start > _READY_TIMEOUT:
-                return False, f"was not ready within {_READY_TIMEOUT} s"
+            if used > self.memory_limit:
+                limit = f"its limit: {self.memory_limit / 2**30:.1f} GB"
+                return ready, f"used {used / 2**30:.1f} GB of memory ({limit})"
+            # Triton goes on saying READY, and answers each request with an error.
+            if ready and any(map(is_dead, models)):
+                return True, "lost the process of a model"
+            now = time.monotonic()
+            if not ready or now - checked > _CHECK_INTERVAL:
+                checked = now
+                if is_ready(self.http_port):
+                    answered = time.monotonic()
+                    if not ready:
+                        address = f"http://{ADDRESS}:{self.http_port}"
+                        duration = f"{answered - start:.1f} s"
+                        self._say(f"READY at {address} after {duration}; Ctrl-C stops it")
+                    ready = True
+                elif now - answered > (_LONGEST_SILENCE if ready else _READY_TIMEOUT):
+                    return ready, f"was not READY for {now - answered:.0f} s"
             time.sleep(POLL)
         return True, "was told to stop"
 
-    def _sleep(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while not self._stopping and time.monotonic() < end:
-            time.sleep(POLL)
+    def _end(self, server: subprocess.Popen) -> None:
+        """Stop the server in order where that was asked for, and kill all that is left of it."""
+        if self._stopping:
+            server.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(STOP_TIMEOUT)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        self._remove_shared_memory()
 
     def _shared_memory(self) -> list[Path]:
-        return list(_SHARED_MEMORY.glob(shared_memory_prefix(self._http_port) + "*"))
+        return list(Path("/dev/shm").glob(shared_memory_prefix(self.http_port) + "*"))
 
     def _remove_shared_memory(self) -> None:
         """Delete what a killed server leaves: some megabytes for each model."""
@@ -157,9 +153,8 @@ class Supervisor:
                 region.unlink()
 
     def _say(self, message: str) -> None:
-        line = f"{time.strftime('%H:%M:%S')} tritonserver: {message}\n"
         try:
-            os.write(1, line.encode())
+            os.write(1, f"{time.strftime('%H:%M:%S')} tritonserver: {message}\n".encode())
         except OSError as error:
             # Nobody reads on: the terminal was closed, or the program behind a pipe has ended.
             # A full disk is no reason to stop.
@@ -176,42 +171,25 @@ def is_ready(http_port: int) -> bool:
     """Whether a server answers on `http_port` with all of its models loaded."""
     # Not urllib.request, which would ask the proxy that http_proxy names.
     connection = http.client.HTTPConnection(ADDRESS, http_port, timeout=2)
-    try:
+    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
         connection.request("GET", "/v2/health/ready")
         return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    return False
 
 
 def is_dead(pid: int) -> bool:
     """Whether the process is gone, or a zombie: Triton leaves its dead children unburied."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-    except OSError:
-        return True
-    return state in "ZX"
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
+    return True
 
 
 def _in_child() -> None:
-    # Have the kernel send SIGTERM when the supervisor is killed (prctl(2)).
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    # Where memory runs out all the same, the kernel ends the server and not another program.
+    # When the supervisor is killed, the kernel stops the server; where memory runs out all the
+    # same, it ends the server and not another program.
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
-
-
-def _end(server: subprocess.Popen) -> None:
-    """Stop the server in order, then kill what is left of its process group."""
-    if server.poll() is None:
-        server.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(STOP_TIMEOUT)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
 
 
 def _children(pid: int) -> set[int]:
@@ -223,18 +201,13 @@ def _children(pid: int) -> set[int]:
     children: set[int] = set()
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            children.update(int(child) for child in path.read_text().split())
+            children.update(map(int, path.read_text().split()))
     return {child for child in children if not is_dead(child)}
 
 
 def _runs_a_model(pid: int) -> bool:
     """Whether a child of Triton is one of the Python backend's; its metrics start others."""
-    try:
+    with contextlib.suppress(OSError):
         program = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]
-    except OSError:
-        return False
-    return program.endswith(b"triton_python_backend_stub")
-
-
-def _exit_name(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        return program.endswith(b"triton_python_backend_stub")
+    return False

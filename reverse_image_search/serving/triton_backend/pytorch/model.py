@@ -51,13 +51,11 @@ class TritonPythonModel:
             parts = [_tensor_of(request, name) for request in requests]
             batch = parts[0] if len(parts) == 1 else torch.cat(parts)
             arguments.append(batch.to(self._device))
-        sizes = [len(part) for part in parts]
-
         with torch.inference_mode():
             outputs = self._module(*arguments)
         if isinstance(outputs, Tensor):
             outputs = (outputs,)
-
+        sizes = [len(part) for part in parts]
         splits = [output.contiguous().split(sizes) for output in outputs]
         return [
             pb_utils.InferenceResponse(

@@ -58,14 +58,14 @@ main() {
 
 prepare_browser() {
   command -v chromium >/dev/null || command -v google-chrome >/dev/null && return
-  if ! can_install; then
+  if can_install; then
+    echo "Installing chromium ..."
+    apt-get -o DPkg::Lock::Timeout=600 -qq update
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq -y \
+      --no-install-recommends install chromium >/dev/null
+  else
     echo "No browser: tests/browser will skip. On Debian: apt-get install chromium"
-    return
   fi
-  echo "Installing chromium ..."
-  apt-get -o DPkg::Lock::Timeout=600 -qq update
-  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq -y \
-    --no-install-recommends install chromium >/dev/null
 }
 
 prepare_docker() {

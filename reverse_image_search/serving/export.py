@@ -66,15 +66,9 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
 def check_export(
     exported: nn.Module, module: nn.Module, inputs: Tensor, tolerance: float = 1e-5
 ) -> float:
-    """Compare the outputs of an exported model with those of its module.
+    """Largest absolute difference of an exported model's outputs from those of its module.
 
-    Returns
-    -------
-    the largest absolute difference over all outputs
-
-    Raises
-    ------
-    ExportError : an output differs in type, in shape, or by more than `tolerance`
+    Raises ExportError when an output differs in type, in shape, or by more than `tolerance`.
     """
     with torch.inference_mode():
         answers = [model(inputs) for model in (exported, module)]

@@ -36,26 +36,21 @@ class PublishingError(Exception):
 def staging(output_dir: Path) -> Iterator[Path]:
     """An empty folder to build in; published when the block ends, deleted when it fails.
 
-    Raises
-    ------
-    PublishingError : another build writes to `output_dir`, or its file system cannot publish
+    Raises PublishingError when another build writes to `output_dir`, or the disk cannot publish.
     """
     work = output_dir / ".build"
     work.mkdir(parents=True, exist_ok=True)
     with _lock(work / "build.lock", wait=False):
         finish_publishing(output_dir)
         _check_file_system(output_dir)
-        folder = work / "staging"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder = _empty(work / "staging")
         try:
             yield folder
             write_checksums(folder)
             _sync(folder)
             folder.rename(work / "ready")
-        except BaseException:
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
-            raise
         try:
             finish_publishing(output_dir)
         except OSError as error:
@@ -66,12 +61,7 @@ def staging(output_dir: Path) -> Iterator[Path]:
 
 
 def check_space(output_dir: Path, needed: int) -> None:
-    """Check that `output_dir` has room for a build of `needed` bytes, before the long work.
-
-    Raises
-    ------
-    PublishingError : it has not
-    """
+    """Raise PublishingError where `output_dir` has no room for a build of `needed` bytes."""
     free = shutil.disk_usage(output_dir).free
     if free < needed:
         raise PublishingError(
@@ -96,8 +86,8 @@ def _check_file_system(output_dir: Path) -> None:
                 f"replaced. Remove it, or build into another folder with --output-dir."
             )
     trial = work / "trial"
-    shutil.rmtree(trial, ignore_errors=True)
     try:
+        _empty(trial)
         (trial / "staging" / "folder").mkdir(parents=True)
         (trial / "staging" / "folder" / "file").write_bytes(b"\0" * 4096)
         _sync(trial)
@@ -120,9 +110,7 @@ def finish_publishing(output_dir: Path) -> None:
     if not ready.exists():
         return
     with _lock(output_dir / ".build" / "publish.lock", wait=True):
-        replaced = output_dir / ".build" / "replaced"
-        shutil.rmtree(replaced, ignore_errors=True)
-        replaced.mkdir()
+        replaced = _empty(output_dir / ".build" / "replaced")
         for part in PARTS:
             if (ready / part).exists():
                 if (output_dir / part).exists():
@@ -133,12 +121,16 @@ def finish_publishing(output_dir: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
 def verify(output_dir: Path) -> None:
     """Check every file of the published build against its checksum.
 
-    Raises
-    ------
-    PublishingError : nothing is built, or a file is missing, damaged or foreign
+    Raises PublishingError when nothing is built, or a file is missing, damaged or foreign.
     """
     sums, model_repo = output_dir / CHECKSUMS, output_dir / MODEL_REPO
     try:

@@ -49,15 +49,9 @@ class Supervisor:
     _stopping: bool = False
 
     def run(self) -> int:
-        """Serve until told to stop.
+        """Serve until told to stop; returns the exit code, 0.
 
-        Returns
-        -------
-        exit code: 0 after a stop
-
-        Raises
-        ------
-        LocalServerError : the server died several times before it was ready
+        Raises LocalServerError when the server dies several times before it is ready.
         """
         deaths = 0
         while not self._stopping:

@@ -29,16 +29,15 @@ from reverse_image_search.serving.supervisor import (
     shared_memory_prefix,
 )
 
+_SERVER = "pytriton/tritonserver/bin/tritonserver"  # in the wheel
+_LIBRARIES = "nvidia_pytriton.libs"
 _PYTORCH_BACKEND = Path(__file__).parent / "triton_backend" / "pytorch" / "model.py"
 _PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 _MINIMUM_GLIBC = (2, 35)
 
 
 def state_folder() -> Path:
-    """Folder of the server's program and run files: .triton, or a temporary one.
-
-    The temporary one serves a user who may not write to the repository.
-    """
+    """Where the server's program and run files are: .triton; in TMPDIR if that is read-only."""
     folder = REPOSITORY_ROOT / ".triton"
     if os.access(folder if folder.exists() else REPOSITORY_ROOT, os.W_OK):
         return folder
@@ -72,22 +71,16 @@ def pinned_wheel() -> str:
 
 
 def server_command(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment of the server; installs it first where it is missing.
+    """Command line and environment of the server for the options of `local_server`.
 
-    Parameters
-    ----------
-    options : of `local_server`
-
-    Raises
-    ------
-    LocalServerError : the wheel, a backend or a library is missing and cannot be had
+    Installs what is missing; raises LocalServerError when that cannot be had.
     """
     wheel = _install(options.wheel)
     backends = _path_without_spaces(lay_out_backends(wheel))
     # Nobody gets the key: through these, attackers have taken servers over (CVE-2025-23319).
     closed = f"model-repository,shared-memory,trace,logging:x-key={secrets.token_hex(16)}"
     command = [
-        str(_server_program(wheel)),
+        str(wheel / _SERVER),
         *(f"--model-repository={_path_without_spaces(path)}" for path in options.model_repository),
         f"--backend-directory={backends}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(options.http_port)}",
@@ -102,20 +95,12 @@ def server_command(options: argparse.Namespace) -> tuple[list[str], dict[str, st
     environment = os.environ | {
         # The backend's process takes the `python3` that it finds first.
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "LD_LIBRARY_PATH": f"{_libraries(wheel)}:{_libpython_folder()}",
+        "LD_LIBRARY_PATH": f"{wheel / _LIBRARIES}:{_libpython_folder()}",
         "OMP_NUM_THREADS": "1",
     }
     if not options.gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return command, environment
-
-
-def _server_program(wheel: Path) -> Path:
-    return wheel / "pytriton" / "tritonserver" / "bin" / "tritonserver"
-
-
-def _libraries(wheel: Path) -> Path:
-    return wheel / "nvidia_pytriton.libs"
 
 
 def _install(requirement: str) -> Path:
@@ -142,16 +127,16 @@ def _install(requirement: str) -> Path:
             new.rename(folder)
     if not _works(folder):
         raise LocalServerError(
-            f"{_server_program(folder)} does not run on this machine. Use RUNTIME=docker."
+            f"{folder / _SERVER} does not run on this machine. Use RUNTIME=docker."
         )
     return folder
 
 
 def _works(wheel: Path) -> bool:
     """Whether the server of an installed wheel runs."""
-    environment = os.environ | {"LD_LIBRARY_PATH": str(_libraries(wheel))}
+    environment = os.environ | {"LD_LIBRARY_PATH": str(wheel / _LIBRARIES)}
     with contextlib.suppress(OSError):  # missing, or cut short
-        command = [str(_server_program(wheel)), "--help"]
+        command = [str(wheel / _SERVER), "--help"]
         result = subprocess.run(command, env=environment, capture_output=True, text=True)
         return "--model-repository" in result.stdout + result.stderr
     return False
@@ -170,9 +155,8 @@ def lay_out_backends(wheel: Path) -> Path:
         )
     # Copies, not links: Triton refuses a backend whose library lies outside its folder.
     backends = state_folder() / f"backends-{_PYTHON_VERSION}"
-    for source in (tritonserver / "backends" / "python").glob("*triton_python*"):
+    for source in (stub, *(tritonserver / "backends" / "python").glob("*triton_python*")):
         _copy_if_changed(source, backends / "python" / source.name)
-    _copy_if_changed(stub, backends / "python" / stub.name)
     _copy_if_changed(_PYTORCH_BACKEND, backends / "pytorch" / _PYTORCH_BACKEND.name)
     return backends
 

@@ -21,7 +21,6 @@ set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
 source "$LIB_DIR/python_environment.sh"
 
-help_if_asked "$@"
 check_options "$@"
 read_settings
 verify_build

@@ -112,10 +112,9 @@ def running_pid(run_file: Path, timeout: float = 0) -> int | None:
         except FileNotFoundError:
             return None
         except BlockingIOError:
-            if pid := int(run_file.read_text() or 0):
-                return pid
-        if time.monotonic() > deadline:
-            return None
+            pid = int(run_file.read_text() or 0)
+        if pid or time.monotonic() > deadline:
+            return pid or None
         time.sleep(POLL)
 
 
@@ -149,8 +148,7 @@ def _detach(run_file: Path, lock: TextIO, http_port: int) -> int:
 
 
 def _stop(run_file: Path, http_port: int) -> int:
-    pid = running_pid(run_file, timeout=STOP_TIMEOUT)
-    if pid is None:
+    if (pid := running_pid(run_file, timeout=STOP_TIMEOUT)) is None:
         print(f"No server of this project runs on port {http_port}.")
         return 0
     try:

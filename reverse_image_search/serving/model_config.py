@@ -13,20 +13,12 @@ from reverse_image_search import contract
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Settings that may differ between servers of the same model.
+    """Settings that may differ between servers of the same model."""
 
-    Attributes
-    ----------
-    instance_count : copies of the model that run in parallel; None is Triton's default, one
-    intra_op_threads : threads of one call; with two models on a few cores, more would compete
-    dynamic_batching : whether waiting requests share a call
-    max_queue_delay : microseconds that a request waits for others
-    """
-
-    instance_count: int | None = None
-    intra_op_threads: int = 1
-    dynamic_batching: bool = True
-    max_queue_delay: int = 0
+    instance_count: int | None = None  # copies that run in parallel; None is Triton's default, one
+    intra_op_threads: int = 1  # of one call; with two models on a few cores, more would compete
+    dynamic_batching: bool = True  # waiting requests share a call
+    max_queue_delay: int = 0  # microseconds that a request waits for others
 
 
 def model_config(

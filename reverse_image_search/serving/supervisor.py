@@ -33,19 +33,12 @@ class LocalServerError(Exception):
 
 @dataclass
 class Supervisor:
-    """Runs one tritonserver until `stop` is called.
-
-    Attributes
-    ----------
-    command, environment : of the server
-    http_port : port that the server answers HTTP on
-    memory_limit : bytes that the server and its models may use before it is started again
-    """
+    """Runs one tritonserver until `stop` is called."""
 
     command: list[str]
     environment: dict[str, str]
-    http_port: int
-    memory_limit: int
+    http_port: int  # that the server answers on
+    memory_limit: int  # bytes that the server and its models may use before it is started again
     _stopping: bool = False
 
     def run(self) -> int:
@@ -65,8 +58,8 @@ class Supervisor:
             deaths = 0 if was_ready else deaths + 1
             if deaths == _DEATHS_BEFORE_READY:
                 raise LocalServerError(
-                    f"given up: the server {reason} {deaths} times before it was "
-                    "ready. Its own log above says why."
+                    f"given up: the server {reason} {deaths} times before it was ready. "
+                    "Its own log above says why."
                 )
             pause = _FIRST_PAUSE * 2**deaths
             self._say(f"the server {reason}; starting it again in {pause:g} s")
@@ -91,15 +84,14 @@ class Supervisor:
 
     def _watch(self, server: subprocess.Popen) -> tuple[bool, str]:
         """Wait until `server` has to be ended: (was it ready, what happened)."""
-        start = answered = time.monotonic()
-        checked = 0.0
+        url = f"http://{ADDRESS}:{self.http_port}"
+        start = answered = checked = time.monotonic()
         ready = False
         models: set[int] = set()
         while not self._stopping:
             if (code := server.poll()) is not None:
-                return ready, "ended with " + (
-                    f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-                )
+                exit_name = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+                return ready, f"ended with {exit_name}"
             # From the start: one may die as soon as the server is READY.
             children = _children(server.pid)
             models |= {pid for pid in children if _runs_a_model(pid)}
@@ -117,9 +109,7 @@ class Supervisor:
                 if is_ready(self.http_port):
                     answered = time.monotonic()
                     if not ready:
-                        address = f"http://{ADDRESS}:{self.http_port}"
-                        duration = f"{answered - start:.1f} s"
-                        self._say(f"READY at {address} after {duration}; Ctrl-C stops it")
+                        self._say(f"READY at {url} after {answered - start:.1f} s; Ctrl-C stops it")
                     ready = True
                 elif now - answered > (_LONGEST_SILENCE if ready else _READY_TIMEOUT):
                     return ready, f"was not READY for {now - answered:.0f} s"

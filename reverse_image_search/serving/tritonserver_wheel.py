@@ -98,9 +98,7 @@ def server_command(options: argparse.Namespace) -> tuple[list[str], dict[str, st
         "LD_LIBRARY_PATH": f"{wheel / _LIBRARIES}:{_libpython_folder()}",
         "OMP_NUM_THREADS": "1",
     }
-    if not options.gpu:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    return command, environment
+    return command, environment if options.gpu else environment | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def _install(requirement: str) -> Path:

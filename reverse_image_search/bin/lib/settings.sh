@@ -1,7 +1,6 @@
 # shellcheck shell=bash
 # What every script starts with: the settings of .env, -h, errors, the runtime and its ports.
-# The scripts run under `bash -p`, whichever shell was asked: without the caller's functions and
-# options.
+# They run under `bash -p`, whichever shell was asked: without the caller's functions and options.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "$0: needs bash 4.4 or newer, this is $BASH_VERSION. On macOS: brew install bash" >&2
@@ -39,6 +38,7 @@ help_if_asked() {
 # Dies of an option that the help does not name, before anything is installed for it.
 check_options() {
   local argument help
+  help_if_asked "$@"
   help="$(print_help)"
   for argument; do
     argument="${argument%%=*}"

@@ -48,7 +48,8 @@ class TritonPythonModel:
     def _run(self, requests: list) -> list:
         arguments = []
         for name in self._input_names:
-            parts = [_tensor_of(request, name) for request in requests]
+            tensors = (pb_utils.get_input_tensor_by_name(request, name) for request in requests)
+            parts = [from_dlpack(tensor.to_dlpack()) for tensor in tensors]
             batch = parts[0] if len(parts) == 1 else torch.cat(parts)
             arguments.append(batch.to(self._device))
         with torch.inference_mode():
@@ -66,10 +67,6 @@ class TritonPythonModel:
             )
             for parts in zip(*splits, strict=True)
         ]
-
-
-def _tensor_of(request, name: str) -> Tensor:
-    return from_dlpack(pb_utils.get_input_tensor_by_name(request, name).to_dlpack())
 
 
 def _position(tensor_name: str) -> int:

@@ -49,8 +49,9 @@ def staging(output_dir: Path) -> Iterator[Path]:
             write_checksums(folder)
             _sync(folder)
             folder.rename(work / "ready")
-        finally:
+        except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
+            raise
         try:
             finish_publishing(output_dir)
         except OSError as error:

@@ -379,7 +379,7 @@ def test_demo_stops_the_server_when_the_app_dies(settings, tmp_path):
         (app,) = (
             pid
             for pid in descendants(process.pid)
-            if "streamlit" in Path(f"/proc/{pid}/cmdline").read_text()
+            if "reverse_image_search.app" in Path(f"/proc/{pid}/cmdline").read_text()
         )
 
         os.kill(app, signal.SIGKILL)

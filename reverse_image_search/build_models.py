@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -40,9 +41,8 @@ from reverse_image_search.serving.export import (
 )
 from reverse_image_search.serving.memory import missing_memory
 from reverse_image_search.serving.model_config import ensemble_config, model_config
-from reverse_image_search.serving.publishing import PublishingError, check_space, staging
+from reverse_image_search.serving.publishing import UNCHANGED, PublishingError, check_space, staging
 
-_UNCHANGED = "Nothing was published; the previous build is unchanged."
 _BYTES_PER_IMAGE = 4_000  # on disk: gallery, index, and what training leaves to resume from
 _NEEDED_MEMORY = 1_500_000_000  # bytes; a full build was seen to use 1.0 GB
 _CHECKED_IMAGES = 64  # on which an exported file and its module must agree
@@ -63,13 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (DatasetError, EncoderError, ExportError, PublishingError, QualityError) as error:
         print(f"build_models: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        where = error.filename or options.output_dir
-        reason = error.strerror or error
-        print(f"build_models: {where}: {reason}. {_UNCHANGED}", file=sys.stderr)
+    except (OSError, sqlite3.OperationalError) as error:  # a full disk, for one
+        where = getattr(error, "filename", None) or options.output_dir
+        reason = getattr(error, "strerror", None) or error
+        print(f"build_models: {where}: {reason}. {UNCHANGED}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nbuild_models: stopped. {_UNCHANGED}", file=sys.stderr)
+        print(f"\nbuild_models: stopped. {UNCHANGED}", file=sys.stderr)
         return 130
     return 0
 

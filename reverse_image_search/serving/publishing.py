@@ -23,6 +23,8 @@ from pathlib import Path
 
 from reverse_image_search.layout import BUILD_COMMAND, CHECKSUMS, MODEL_REPO, PARTS
 
+UNCHANGED = "Nothing was published; what was built before is unchanged."
+
 # fsync(2) of a folder: VirtualBox shares, and some of CIFS, 9p, NFS and FUSE, cannot do it.
 _CANNOT_SYNC_FOLDERS = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS}
 _CANNOT_LOCK = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
@@ -67,7 +69,7 @@ def check_space(output_dir: Path, needed: int) -> None:
     if free < needed:
         raise PublishingError(
             f"The build needs {needed / 1e6:,.0f} MB in {output_dir}, where {free / 1e6:,.0f} MB "
-            "are free. Nothing was published; what was built before is unchanged."
+            f"are free. {UNCHANGED}"
         )
 
 
@@ -99,7 +101,7 @@ def _check_file_system(output_dir: Path) -> None:
     except OSError as error:
         raise PublishingError(
             f"{error.filename or work}: {error.strerror}. A build cannot be published to "
-            f"{output_dir}. Nothing was published; what was built before is unchanged."
+            f"{output_dir}. {UNCHANGED}"
         ) from error
     finally:
         shutil.rmtree(trial, ignore_errors=True)

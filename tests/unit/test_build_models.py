@@ -108,7 +108,7 @@ def test_a_failed_build_says_so_and_leaves_the_old_one(
 
     assert build() == (130 if isinstance(failure, KeyboardInterrupt) else 1)
     error = capsys.readouterr().err
-    assert "the previous build is unchanged" in error
+    assert "what was built before is unchanged" in error
     assert "Traceback" not in error
     assert files(tmp_path) == before
 

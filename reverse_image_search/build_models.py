@@ -28,9 +28,9 @@ from reverse_image_search.evaluation.build_score import QualityError, check_qual
 from reverse_image_search.gallery import (
     GalleryImage,
     GalleryMetadata,
-    GalleryWriter,
     make_thumbnail,
     pixel_digest,
+    write_gallery,
 )
 from reverse_image_search.indexes import INDEXES
 from reverse_image_search.serving.export import (
@@ -121,11 +121,8 @@ def build(options: argparse.Namespace, folder: Path) -> None:
             encoder_is_grayscale=encoder_spec.is_grayscale,
             shows_objects_on_black=dataset.shows_objects_on_black,
         )
-        with GalleryWriter(layout.gallery_file(folder)) as gallery:
-            gallery.add_images(_gallery_images(dataset.gallery))
-            gallery.add_queries(_gallery_images(dataset.queries))
-            gallery.add_embeddings(ids, embeddings)
-            gallery.set_metadata(metadata)
+        rows, queries = map(_gallery_images, (dataset.gallery, dataset.queries))
+        write_gallery(layout.gallery_file(folder), metadata, rows, queries, embeddings)
 
     _write_configs(folder, metadata, embeddings.shape[1], options.top_k, index_spec.platform)
     _print_summary(folder, metadata, embeddings, score)
@@ -178,15 +175,8 @@ def _example_batches(dataset: Dataset) -> Iterator[torch.Tensor]:
 def _gallery_images(images: Sequence[LabeledImage]) -> Iterator[GalleryImage]:
     for position, image in enumerate(images):
         height, width = image.pixels.shape[:2]
-        yield GalleryImage(
-            id=position,
-            source=image.source,
-            label=image.label,
-            width=width,
-            height=height,
-            sha256=pixel_digest(image.pixels),
-            thumbnail=make_thumbnail(image.pixels),
-        )
+        digest, thumbnail = pixel_digest(image.pixels), make_thumbnail(image.pixels)
+        yield GalleryImage(position, image.source, image.label, width, height, digest, thumbnail)
 
 
 def _write_configs(

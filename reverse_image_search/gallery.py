@@ -9,16 +9,16 @@ Ids are never reused: with AUTOINCREMENT no image gets the id of a removed one. 
 file read-only, so it may be on a read-only file system.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -47,48 +47,28 @@ class GalleryError(Exception):
 
 @dataclass(frozen=True)
 class GalleryMetadata:
-    """Facts about the whole gallery.
+    """Facts about the whole gallery."""
 
-    Attributes
-    ----------
-    gallery_id : fixed for the life of the gallery; `vector_similarity` has it as a parameter
-    encoder_id : digest of the exported encoder that made the embeddings
-    dataset : name of the dataset, for display
-    class_names : all labels, in the dataset's order; empty without labels
-    encoder_height, encoder_width : pixels that the encoder resizes its input to
-    encoder_is_grayscale : whether the encoder converts its input to grayscale
-    shows_objects_on_black : whether images show objects on a black background
-    """
-
-    gallery_id: str
-    encoder_id: str
-    dataset: str
-    class_names: list[str]
-    encoder_height: int
+    gallery_id: str  # fixed for the life of the gallery
+    encoder_id: str  # digest of the exported encoder that made the embeddings
+    dataset: str  # its name, for display
+    class_names: list[str]  # all labels, in the dataset's order; empty without labels
+    encoder_height: int  # pixels that the encoder resizes its input to
     encoder_width: int
-    encoder_is_grayscale: bool
-    shows_objects_on_black: bool
+    encoder_is_grayscale: bool  # whether it converts its input to grayscale
+    shows_objects_on_black: bool  # whether images show objects on a black background
 
 
-@dataclass(frozen=True)
-class GalleryImage:
-    """One image of the gallery, or one example query.
-
-    Attributes
-    ----------
-    source : path of the file, or a name such as ``Fashion-MNIST train #42``
-    width, height : of the original, in pixels
-    sha256 : of the file, or `pixel_digest` if there is no file
-    thumbnail : a PNG, JPEG or WebP file
-    """
+class GalleryImage(NamedTuple):
+    """One image of the gallery, or one example query."""
 
     id: int
-    source: str
+    source: str  # path of the file, or a name such as ``Fashion-MNIST train #42``
     label: str | None
-    width: int
+    width: int  # of the original, in pixels
     height: int
-    sha256: bytes
-    thumbnail: bytes
+    sha256: bytes  # of the file, or `pixel_digest` if there is no file
+    thumbnail: bytes  # a PNG, JPEG or WebP file
 
     @property
     def pixels(self) -> np.ndarray:
@@ -124,22 +104,13 @@ class Gallery:
             self.metadata = GalleryMetadata(**{key: json.loads(value) for key, value in values})
         except (TypeError, ValueError) as error:
             raise self._unreadable(error) from error
+        self.gallery_id, self.encoder_id = self.metadata.gallery_id, self.metadata.encoder_id
         self._count = self._query("SELECT count(*) FROM images")[0][0]
         self.query_count = self._query("SELECT count(*) FROM queries")[0][0]
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
-
-    @property
-    def gallery_id(self) -> str:
-        """See `GalleryMetadata`."""
-        return self.metadata.gallery_id
-
-    @property
-    def encoder_id(self) -> str:
-        """See `GalleryMetadata`."""
-        return self.metadata.encoder_id
 
     def __len__(self) -> int:
         return self._count
@@ -148,20 +119,22 @@ class Gallery:
         """All ids, or those with `label`: (N,) int64, ascending."""
         return self._ids("images", label)
 
-    def images(self, ids: Iterable[int]) -> list[GalleryImage]:
-        """The images with these ids, in the same order.
+    def query_ids(self, label: str | None = None) -> np.ndarray:
+        """Ids of the example queries, like `ids`."""
+        return self._ids("queries", label)
 
-        Raises
-        ------
-        KeyError : an id is not in the gallery
-        """
+    def images(self, ids: Iterable[int]) -> list[GalleryImage]:
+        """The images with these ids, in the same order; a KeyError if one is not there."""
         return self._rows("images", ids)
+
+    def queries(self, ids: Iterable[int]) -> list[GalleryImage]:
+        """The example queries with these ids, like `images`."""
+        return self._rows("queries", ids)
 
     def missing(self, ids: Iterable[int]) -> list[int]:
         """Those of `ids` that the gallery does not have."""
         statement = "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT id FROM images)"
-        rows = self._query(statement, [json.dumps([int(each) for each in ids])])
-        return [row[0] for row in rows]
+        return [row[0] for row in self._query(statement, json.dumps([int(each) for each in ids]))]
 
     def labels(self) -> list[str | None]:
         """Labels of all images, in the order of `ids`."""
@@ -173,27 +146,21 @@ class Gallery:
         ids = np.array([row[0] for row in rows], np.int64)
         return ids, np.stack([np.frombuffer(row[1], np.float32) for row in rows])
 
-    def query_ids(self, label: str | None = None) -> np.ndarray:
-        """Ids of the example queries, like `ids`."""
-        return self._ids("queries", label)
-
-    def queries(self, ids: Iterable[int]) -> list[GalleryImage]:
-        """The example queries with these ids, like `images`."""
-        return self._rows("queries", ids)
-
     def _ids(self, table: str, label: str | None) -> np.ndarray:
-        condition, values = ("WHERE label = ?", [label]) if label is not None else ("", [])
-        rows = self._query(f"SELECT id FROM {table} {condition}", values)  # answered by the index
+        if label is None:
+            rows = self._query(f"SELECT id FROM {table}")
+        else:
+            rows = self._query(f"SELECT id FROM {table} WHERE label = ?", label)
+        # Not ORDER BY, which would read the table instead of its index.
         return np.sort(np.array([row[0] for row in rows], np.int64))
 
     def _rows(self, table: str, ids: Iterable[int]) -> list[GalleryImage]:
         wanted = [int(each) for each in ids]
-        columns = ", ".join(field.name for field in fields(GalleryImage))
-        statement = f"SELECT {columns} FROM {table} WHERE id IN (SELECT value FROM json_each(?))"
-        found = {row[0]: GalleryImage(*row) for row in self._query(statement, [json.dumps(wanted)])}
+        statement = f"SELECT * FROM {table} WHERE id IN (SELECT value FROM json_each(?))"
+        found = {row[0]: GalleryImage(*row) for row in self._query(statement, json.dumps(wanted))}
         return [found[each] for each in wanted]
 
-    def _query(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:
+    def _query(self, statement: str, *values: str) -> list[tuple]:
         try:
             with self._lock:
                 return self._database.execute(statement, values).fetchall()
@@ -206,55 +173,32 @@ class Gallery:
         )
 
 
-class GalleryWriter:
-    """Writes a new gallery: images first, then their embeddings, then the metadata.
+def write_gallery(
+    path: Path,
+    metadata: GalleryMetadata,
+    images: Iterable[GalleryImage],
+    queries: Iterable[GalleryImage] = (),
+    embeddings: Sequence[np.ndarray] | np.ndarray = (),
+) -> None:
+    """Write a new gallery.
 
-    with GalleryWriter(path) as writer:
-        writer.add_images(images)
-        writer.add_embeddings(ids, embeddings)
-        writer.set_metadata(metadata)
+    Parameters
+    ----------
+    images, queries : each under its own id
+    embeddings : (N, D) float32, of the images by ascending id; may be left out
     """
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(path)
-        self._database.executescript(_SCHEMA)
-
-    def __enter__(self) -> GalleryWriter:
-        return self
-
-    def __exit__(self, error_type: type | None, *_error: object) -> None:
-        if error_type is None:
-            self._database.commit()
-        self._database.close()
-
-    def add_images(self, images: Iterable[GalleryImage]) -> None:
-        """Add images under their own ids."""
-        self._add("images", images)
-
-    def add_queries(self, queries: Iterable[GalleryImage]) -> None:
-        """Add example queries under their own ids."""
-        self._add("queries", queries)
-
-    def add_embeddings(self, ids: np.ndarray, embeddings: np.ndarray) -> None:
-        """Add embeddings (n, D) float32 of the images with `ids` (n,)."""
-        rows = zip(ids.tolist(), embeddings.astype(np.float32), strict=True)
-        self._database.executemany(
-            "INSERT INTO embeddings VALUES (?, ?)", ((each, row.tobytes()) for each, row in rows)
-        )
-
-    def set_metadata(self, metadata: GalleryMetadata) -> None:
-        """Set the facts about the whole gallery."""
-        self._database.executemany(
-            "INSERT INTO metadata VALUES (?, ?)",
-            [(key, json.dumps(value)) for key, value in asdict(metadata).items()],
-        )
-
-    def _add(self, table: str, images: Iterable[GalleryImage]) -> None:
-        marks = ", ".join("?" * len(fields(GalleryImage)))
-        self._database.executemany(
-            f"INSERT INTO {table} VALUES ({marks})", (astuple(image) for image in images)
-        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as database, database:  # commits unless it fails
+        insert = database.executemany
+        database.executescript(_SCHEMA)
+        for table, rows in (("images", images), ("queries", queries)):
+            insert(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        if len(embeddings):
+            ids = [row[0] for row in database.execute("SELECT id FROM images ORDER BY id")]
+            blobs = [row.astype(np.float32).tobytes() for row in embeddings]
+            insert("INSERT INTO embeddings VALUES (?, ?)", zip(ids, blobs, strict=True))
+        facts = [(key, json.dumps(value)) for key, value in asdict(metadata).items()]
+        insert("INSERT INTO metadata VALUES (?, ?)", facts)
 
 
 def pixel_digest(pixels: np.ndarray) -> bytes:

@@ -6,14 +6,13 @@ from torch import Tensor, nn
 
 from reverse_image_search.datasets import Dataset
 from reverse_image_search.encoders.fashion import (
-    WHITENING_IMAGES,
     FashionEncoder,
     join_parts,
     train_one,
     training_tensors,
+    whitening_of,
 )
 from reverse_image_search.encoders.spec import TrainingOptions
-from reverse_image_search.training.train import half_whitening
 
 NUM_ENCODERS = 3
 
@@ -23,13 +22,7 @@ class AveragedEncoder(nn.Module):
 
     Class probabilities are averaged. Instance embeddings are concatenated and reduced to
     `instance_dims` dimensions, as Jegou and Chum 2012 do with several vocabularies ("Negative
-    evidences and co-occurences in image retrieval").
-
-    Parameters
-    ----------
-    encoders : all with the same classes
-    instance_dims : dimensions of the instance part of the embedding; with ten classes 128 in all
-    class_weight : share of the class part, 0 to 1 (see `join_parts`)
+    evidences and co-occurences in image retrieval"). `class_weight` : see `join_parts`
     """
 
     def __init__(
@@ -43,17 +36,15 @@ class AveragedEncoder(nn.Module):
         self.projection = nn.Linear(concatenated_dims, instance_dims, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed RGB images of any size, like `FashionEncoder.forward`."""
+        """Embed images of any size, like `FashionEncoder.forward`."""
         probabilities, embeddings = self.flip_averaged_heads(self.encoders[0].preprocess(images))
-        return join_parts(
-            probabilities, F.normalize(self.projection(embeddings)), self.class_weight
-        )
+        embeddings = F.normalize(self.projection(embeddings))
+        return join_parts(probabilities, embeddings, self.class_weight)
 
     def flip_averaged_heads(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean class probabilities and concatenated instance embeddings, before projection.
 
-        (batch, 1, 28, 28) grayscale, 0 to 1 -> (batch, num_classes) and (batch, sum of the
-        encoders' instance_dims)
+        (batch, 1, 28, 28) -> (batch, num_classes), (batch, sum of the encoders' instance_dims)
         """
         probabilities: list[Tensor] = []  # TorchScript needs the type
         embeddings: list[Tensor] = []
@@ -65,29 +56,17 @@ class AveragedEncoder(nn.Module):
 
 
 def train_averaged_encoder(dataset: Dataset, options: TrainingOptions) -> AveragedEncoder:
-    """Train several encoders from different seeds (see `train_fashion_encoder`).
-
-    Returns
-    -------
-    AveragedEncoder in evaluation mode, on the CPU, its concatenated embeddings half whitened
-    """
+    """Train several encoders from different seeds, like `train_fashion_encoder`; half whitened."""
     images, labels = training_tensors(dataset)
-    encoders = [
-        train_one(
-            images,
-            labels,
-            options.epochs,
-            options.seed * NUM_ENCODERS + member,
-            f"training {member + 1} of {NUM_ENCODERS}",
-        )
-        for member in range(NUM_ENCODERS)
-    ]
+    encoders = []
+    for member in range(NUM_ENCODERS):
+        seed = options.seed * NUM_ENCODERS + member
+        description = f"training {member + 1} of {NUM_ENCODERS}"
+        encoders.append(train_one(images, labels, options.epochs, seed, description))
     averaged = AveragedEncoder(encoders).eval().to(images.device)
-    pixels = images[:WHITENING_IMAGES].unsqueeze(1) / 255
+    dims = averaged.projection.out_features
     with torch.no_grad():
-        embeddings = torch.cat(
-            [averaged.flip_averaged_heads(part)[1] for part in pixels.split(500)]
+        averaged.projection.weight.copy_(
+            whitening_of(lambda part: averaged.flip_averaged_heads(part)[1], images, dims)
         )
-        whitening = half_whitening(embeddings, averaged.projection.out_features)
-        averaged.projection.weight.copy_(whitening)
     return averaged.to("cpu")

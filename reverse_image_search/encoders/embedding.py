@@ -1,7 +1,7 @@
 """Embed many images with an encoder."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -17,42 +17,21 @@ def embed_images(
 ) -> np.ndarray:
     """Embed images of any size; consecutive images of the same size share a batch.
 
-    Parameters
-    ----------
-    encoder : (batch, 3, height, width) float32 -> (batch, D) float32
-    images : each (height, width) or (height, width, 3) uint8
-
-    Returns
-    -------
-    (N, D) float32
+    N images, each (height, width) or (height, width, 3) uint8 -> (N, D) float32
     """
     bar = tqdm(total=len(images), desc="embed", unit=" images", disable=not progress, leave=False)
     embeddings = []
     with torch.inference_mode(), bar:
-        for batch in _batches(images, batch_size):
-            embeddings.append(encoder(to_pixels(np.stack(batch))).numpy())
-            bar.update(len(batch))
+        for _shape, same_shape in groupby(images, key=np.shape):
+            while batch := list(islice(same_shape, batch_size)):
+                embeddings.append(encoder(to_pixels(np.stack(batch))).numpy())
+                bar.update(len(batch))
     return np.concatenate(embeddings)
 
 
 def to_pixels(images: np.ndarray) -> Tensor:
-    """Convert images to the input of an encoder.
-
-    (N, height, width) or (N, height, width, 3) uint8 -> (N, 3, height, width) float32, 0 to 1
-    """
+    """(N, height, width) or (N, height, width, 3) uint8 -> `contract.IMAGES`."""
     pixels = torch.from_numpy(np.array(images)).to(torch.float32) / 255
     if images.ndim == 3:
         return pixels[:, None].expand(-1, 3, -1, -1)
     return pixels.permute(0, 3, 1, 2)
-
-
-def _batches(images: Iterable[np.ndarray], batch_size: int) -> Iterator[list[np.ndarray]]:
-    for _shape, same_shape in groupby(images, key=np.shape):
-        batch: list[np.ndarray] = []
-        for image in same_shape:
-            batch.append(image)
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch

@@ -5,6 +5,8 @@ all others and is invariant to shifts, rotations and flips. One embedding holds 
 cosine search finds images of the same category and, among them, copies of the same image.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,13 +27,7 @@ class FashionEncoder(TwoHeadedEncoder):
 
     The first layer takes blocks of 2 x 2 pixels, so nothing runs at full resolution, where a
     ResNet-9 spends most of its time (https://myrtle.ai/learn/how-to-train-your-resnet/).
-
-    Parameters
-    ----------
-    num_classes : outputs of the class head
-    width : channels of the first convolution; the last has four times as many
-    instance_dims : dimensions of the instance part of the embedding
-    class_weight : share of the class part, 0 to 1 (see `join_parts`)
+    `width` : channels of the first convolution; `class_weight` : see `join_parts`
     """
 
     luma: Tensor
@@ -66,15 +62,9 @@ class FashionEncoder(TwoHeadedEncoder):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed RGB images of any size.
+        """`contract.IMAGES`, clamped, NaN as 0 -> (batch, embedding_dim) float32, unit length.
 
-        Parameters
-        ----------
-        images : (batch, 3, height, width) float32, 0 to 1; values outside are clamped, NaN is 0
-
-        Returns
-        -------
-        (batch, embedding_dim) float32, unit length; equal for an image and its mirror image
+        An image and its mirror image have the same embedding.
         """
         probabilities, instance_embeddings = self.flip_averaged_heads(self.preprocess(images))
         return join_parts(probabilities, instance_embeddings, self.class_weight)
@@ -84,38 +74,26 @@ class FashionEncoder(TwoHeadedEncoder):
         images = torch.nan_to_num(images, nan=0.0).clamp(0.0, 1.0)
         grayscale = (self.luma * images).sum(dim=1, keepdim=True)
         # Leaves images that already have this size unchanged.
-        return F.interpolate(
-            grayscale, self.image_size, mode="bilinear", antialias=True, align_corners=False
-        )
+        return F.interpolate(grayscale, self.image_size, mode="bilinear", antialias=True)
 
     def flip_averaged_heads(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Flip test-time augmentation: both heads on the mean features of image and mirror image.
 
-        Parameters
-        ----------
-        images : (batch, 1, 28, 28) grayscale, 0 to 1
-
-        Returns
-        -------
-        class probabilities (batch, num_classes) and instance embeddings (batch, instance_dims),
-        unit length
+        (batch, 1, 28, 28) -> class probabilities (batch, num_classes) and instance embeddings
+        (batch, instance_dims), unit length
         """
         features, flipped_features = self.features(torch.cat([images, images.flip(3)])).chunk(2)
-        features = (features + flipped_features) / 2
-        return self.class_logits(features).softmax(dim=1), self.instance_embedding(features)
+        logits, instance_embeddings = self.heads((features + flipped_features) / 2)
+        return logits.softmax(dim=1), instance_embeddings
 
     def features(self, images: Tensor) -> Tensor:
-        """(batch, 1, 28, 28) grayscale, 0 to 1 -> (batch, 8 * width): average and max pooling."""
+        """(batch, 1, 28, 28) -> (batch, 8 * width): average and max pooling."""
         maps = self.backbone((images - self.pixel_mean) / self.pixel_std)
         return torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
 
-    def class_logits(self, features: Tensor) -> Tensor:
-        """(batch, 8 * width) -> (batch, num_classes)."""
-        return self.class_head(features)
-
-    def instance_embedding(self, features: Tensor) -> Tensor:
-        """Unit vectors (batch, instance_dims), close together for copies of one image."""
-        return F.normalize(self.instance_head(features))
+    def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits (batch, num_classes) and unit-length embeddings (batch, instance_dims)."""
+        return self.class_head(features), F.normalize(self.instance_head(features))
 
 
 def join_parts(probabilities: Tensor, instance_embeddings: Tensor, class_weight: float) -> Tensor:
@@ -123,17 +101,7 @@ def join_parts(probabilities: Tensor, instance_embeddings: Tensor, class_weight:
 
     The dot product of two class parts approximates the probability that both images are of the
     same class. The less certain the class, the shorter its part, and the more the instance part
-    counts.
-
-    Parameters
-    ----------
-    probabilities : (batch, num_classes)
-    instance_embeddings : (batch, instance_dims), unit length
-    class_weight : length of the class part where the class is certain, 0 to 1
-
-    Returns
-    -------
-    (batch, num_classes + instance_dims), unit length
+    counts; `class_weight` is its length where the class is certain, 0 to 1.
     """
     class_part = class_weight * probabilities
     rest = (1 - class_part.square().sum(dim=1, keepdim=True)).sqrt()
@@ -153,14 +121,12 @@ def train_fashion_encoder(dataset: Dataset, options: TrainingOptions) -> Fashion
     """
     images, labels = training_tensors(dataset)
     encoder = train_one(images, labels, options.epochs, options.seed)
-    pixels = images[:WHITENING_IMAGES].unsqueeze(1) / 255
+    linear = encoder.instance_head[0]  # the batch norm behind it is folded into it
+    assert isinstance(linear, nn.Linear)
     with torch.no_grad():
-        embeddings = torch.cat(
-            [encoder.instance_embedding(encoder.features(part)) for part in pixels.split(500)]
+        whitening = whitening_of(
+            lambda part: encoder.heads(encoder.features(part))[1], images, encoder.instance_dims
         )
-        linear = encoder.instance_head[0]  # the batch norm behind it is folded into it
-        assert isinstance(linear, nn.Linear)
-        whitening = half_whitening(embeddings, encoder.instance_dims)
         linear.weight.copy_(whitening @ linear.weight)
         linear.bias.copy_(whitening @ linear.bias)
     return encoder.to("cpu")
@@ -176,27 +142,25 @@ def train_one(
     )
 
 
-def training_tensors(dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Images (N, 28, 28) uint8 and class indices (N,) int64, on the GPU where there is one.
+def whitening_of(embed: Callable[[Tensor], Tensor], images: Tensor, dims: int) -> Tensor:
+    """`half_whitening` of what `embed` makes of the first `images` (N, 28, 28) uint8."""
+    pixels = images[:WHITENING_IMAGES].unsqueeze(1) / 255
+    return half_whitening(torch.cat([embed(part) for part in pixels.split(500)]), dims)
 
-    Raises
-    ------
-    EncoderError : the dataset has no labels, or images of another size
-    """
-    samples = list(dataset.gallery)
-    if not samples or any(
-        sample.label is None or sample.pixels.shape != (IMAGE_SIZE, IMAGE_SIZE)
-        for sample in samples
-    ):
+
+def training_tensors(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Images (N, 28, 28) uint8 and class indices (N,) int64, on the GPU where there is one."""
+    images = [image.pixels for image in dataset.gallery]
+    labels = [image.label for image in dataset.gallery]
+    shapes = {image.shape for image in images}
+    if None in labels or shapes != {(IMAGE_SIZE, IMAGE_SIZE)}:
         raise EncoderError(
             f"the fashion encoder is trained on labeled {IMAGE_SIZE} x {IMAGE_SIZE} grayscale "
             f"images, which {dataset.name} does not have. Name a pretrained one with --encoder"
         )
-    class_index = {name: index for index, name in enumerate(dataset.class_names)}
+    numbers = torch.tensor([dataset.class_names.index(str(label)) for label in labels])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    images = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
-    labels = torch.tensor([class_index[sample.label or ""] for sample in samples])
-    return images.to(device), labels.to(device)
+    return torch.from_numpy(np.stack(images)).to(device), numbers.to(device)
 
 
 class _CosineClassifier(nn.Module):
@@ -223,9 +187,7 @@ class _CosineClassifier(nn.Module):
 class _Residual(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.block = nn.Sequential(
-            _convolution(channels, channels), _convolution(channels, channels)
-        )
+        self.block = nn.Sequential(*(_convolution(channels, channels) for _ in range(2)))
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps + self.block(maps)

@@ -1,7 +1,5 @@
 """Penultimate-layer features of torchvision's ImageNet classifiers."""
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -19,9 +17,7 @@ IMAGENET_SIDE = 224  # pixels, rows and columns
 class PretrainedEncoder(nn.Module):
     """A classifier without its last layer, preprocessing included.
 
-    Parameters
-    ----------
-    backbone : (batch, 3, 224, 224) normalized RGB -> (batch, embedding_dim)
+    `backbone` : (batch, 3, 224, 224) normalized RGB -> (batch, embedding_dim)
     """
 
     mean: Tensor
@@ -29,27 +25,15 @@ class PretrainedEncoder(nn.Module):
 
     def __init__(self, backbone: nn.Module, embedding_dim: int):
         super().__init__()
-        self.embedding_dim = embedding_dim
-        self.backbone = backbone
+        self.embedding_dim, self.backbone = embedding_dim, backbone
         self.image_size = [IMAGENET_SIDE, IMAGENET_SIDE]
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed RGB images of any size.
-
-        Parameters
-        ----------
-        images : (batch, 3, height, width) float32, 0 to 1; values outside are clamped, NaN is 0
-
-        Returns
-        -------
-        (batch, embedding_dim) float32, unit length
-        """
+        """`contract.IMAGES`, clamped, NaN as 0 -> (batch, embedding_dim) float32, unit length."""
         images = torch.nan_to_num(images, nan=0.0).clamp(0.0, 1.0)
-        images = F.interpolate(
-            images, self.image_size, mode="bilinear", antialias=True, align_corners=False
-        )
+        images = F.interpolate(images, self.image_size, mode="bilinear", antialias=True)
         return F.normalize(self.backbone((images - self.mean) / self.std))
 
 
@@ -60,42 +44,39 @@ def load_resnet18(_dataset: Dataset, options: TrainingOptions) -> PretrainedEnco
     ------
     EncoderError : the weights cannot be downloaded or read, or do not fit
     """
-    network = torchvision.models.resnet18(weights=None)
-    weights = _load_weights("resnet18", options.weights_file, network.state_dict())
-    network.load_state_dict(weights)
+    network = torchvision.models.resnet18()
+    _load_weights(network, "resnet18", options)
     embedding_dim = network.fc.in_features
     network.fc = nn.Identity()
     return PretrainedEncoder(network, embedding_dim).eval()
 
 
-def _load_weights(
-    name: str, weights_file: Path | None, expected: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    if weights_file is None:
+def _load_weights(network: nn.Module, name: str, options: TrainingOptions) -> None:
+    path = options.weights_file
+    if path is None:
         published = torchvision.models.get_model_weights(name).DEFAULT
         try:
-            return published.get_state_dict(progress=True, check_hash=True)
+            network.load_state_dict(published.get_state_dict(progress=True, check_hash=True))
         except (OSError, RuntimeError) as error:
             raise EncoderError(
                 f"the weights of {name} could not be downloaded from {published.url} ({error}). "
                 f"Download that file elsewhere and name it: {BUILD_COMMAND} --encoder {name} "
                 "--weights FILE"
             ) from error
+        return
+    if not path.exists():
+        raise EncoderError(f"there is no file {path}")
     try:
-        weights = torch.load(weights_file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise EncoderError(f"there is no file {weights_file}") from error
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a bad file
         raise EncoderError(
-            f"{weights_file} cannot be read as weights ({type(error).__name__}). It must be a "
-            f"state dict of torchvision's {name}, saved with torch.save"
+            f"{path} cannot be read as weights ({type(error).__name__}). It must be a state dict "
+            f"of torchvision's {name}, saved with torch.save"
         ) from error
-    shapes = {key: tensor.shape for key, tensor in expected.items()}
-    if not isinstance(weights, dict) or shapes != {
-        key: getattr(value, "shape", None) for key, value in weights.items()
-    }:
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:
         raise EncoderError(
-            f"{weights_file} does not hold the weights of torchvision's {name}: names or shapes "
-            "of its tensors differ"
-        )
-    return weights
+            f"{path} does not hold the weights of torchvision's {name}: names or shapes of its "
+            "tensors differ"
+        ) from error

@@ -29,12 +29,8 @@ class TwoHeadedEncoder(nn.Module):
         """(batch, 1, height, width), 0 to 1 -> (batch, F)."""
         raise NotImplementedError
 
-    def class_logits(self, features: Tensor) -> Tensor:
-        """(batch, F) -> (batch, classes)."""
-        raise NotImplementedError
-
-    def instance_embedding(self, features: Tensor) -> Tensor:
-        """(batch, F) -> (batch, D), unit length."""
+    def heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, F) -> class logits (batch, C), instance embeddings (batch, D), unit length."""
         raise NotImplementedError
 
 
@@ -53,10 +49,7 @@ def train_two_heads(
 
     Parameters
     ----------
-    new_encoder : returns one with random weights
-    images : (N, height, width) uint8
-    labels : (N,) int64
-    epochs : passes over the images
+    images, labels : (N, height, width) uint8 and (N,) int64
     description : text before the progress bar; None shows no bar
 
     Returns
@@ -98,24 +91,15 @@ def encoder_loss(encoder: TwoHeadedEncoder, pixels: Tensor, labels: Tensor) -> T
 
     The class loss counts less on the strong view: category-level queries are upright, and a small
     network that must also classify rotated images gets worse at upright ones.
-
-    Parameters
-    ----------
-    pixels : (batch, 1, height, width), 0 to 1
-    labels : (batch,) int64
     """
     views = torch.cat([random_horizontal_flip(pixels), strong_view(pixels)])
     with _fast_arithmetic(views.device):
         features = encoder.features(views.contiguous(memory_format=torch.channels_last))
-    features = features.float()
-    logits, strong_logits = encoder.class_logits(features).chunk(2)
-    embeddings, strong_embeddings = encoder.instance_embedding(features).chunk(2)
-    return (
-        F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
-        + STRONG_CLASS_WEIGHT
-        * F.cross_entropy(strong_logits, labels, label_smoothing=LABEL_SMOOTHING)
-        + instance_loss(embeddings, strong_embeddings)
+    logits, embeddings = encoder.heads(features.float())
+    weak_loss, strong_loss = (
+        F.cross_entropy(part, labels, label_smoothing=LABEL_SMOOTHING) for part in logits.chunk(2)
     )
+    return weak_loss + STRONG_CLASS_WEIGHT * strong_loss + instance_loss(*embeddings.chunk(2))
 
 
 def _fast_arithmetic(device: torch.device) -> torch.autocast:
@@ -129,9 +113,7 @@ def _fast_arithmetic(device: torch.device) -> torch.autocast:
 def instance_loss(embeddings: Tensor, other_embeddings: Tensor) -> Tensor:
     """InfoNCE (van den Oord 2018): find the other view of the same image within the batch.
 
-    Parameters
-    ----------
-    embeddings, other_embeddings : (batch, D) unit length; row i of both shows the same image
+    Row i of both, (batch, D) unit length, shows the same image.
     """
     similarity = embeddings @ other_embeddings.T / TEMPERATURE
     own = torch.arange(len(embeddings), device=embeddings.device)

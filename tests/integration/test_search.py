@@ -20,7 +20,7 @@ from reverse_image_search.client.search import (
     search_gallery,
     served_identity,
 )
-from reverse_image_search.gallery import Gallery, GalleryWriter
+from reverse_image_search.gallery import Gallery, write_gallery
 from tests.running import open_url
 
 QUERIES = 1000
@@ -215,9 +215,8 @@ def test_search_of_one_build_answers(client, gallery, query_pixels):
 def test_gallery_of_another_build_is_refused(client, gallery, query_pixels, tmp_path, key):
     """Its ids mean other images: showing them would be silently wrong."""
     path = tmp_path / "gallery.sqlite"
-    with GalleryWriter(path) as writer:
-        writer.add_images(gallery.images(gallery.ids()))
-        writer.set_metadata(replace(gallery.metadata, **{key: "0123456789ab"}))
+    metadata = replace(gallery.metadata, **{key: "0123456789ab"})
+    write_gallery(path, metadata, gallery.images(gallery.ids()))
 
     with pytest.raises(WrongAnswerError, match=f"0123456789ab.*{getattr(gallery, key)}"):
         search_gallery(client, Gallery(path), query_pixels[0])

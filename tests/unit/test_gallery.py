@@ -12,9 +12,9 @@ from reverse_image_search.gallery import (
     GalleryError,
     GalleryImage,
     GalleryMetadata,
-    GalleryWriter,
     make_thumbnail,
     pixel_digest,
+    write_gallery,
 )
 from tests.running import REPO_ROOT
 
@@ -32,11 +32,13 @@ def image(number: int, label: str | None = "Boot") -> GalleryImage:
 def path(tmp_path: Path) -> Path:
     """A gallery of four images with gaps in their ids, and of three queries."""
     path = tmp_path / "gallery" / "gallery.sqlite"
-    with GalleryWriter(path) as writer:
-        writer.add_images([image(2), image(3, "Bag"), image(7), image(20, None)])
-        writer.add_queries([image(0, "Bag"), image(1), image(5, "Bag")])
-        writer.add_embeddings(np.array([2, 3, 7, 20]), np.eye(4, 5, dtype=np.float32))
-        writer.set_metadata(METADATA)
+    write_gallery(
+        path,
+        METADATA,
+        images=[image(2), image(3, "Bag"), image(7), image(20, None)],
+        queries=[image(0, "Bag"), image(1), image(5, "Bag")],
+        embeddings=np.eye(4, 5, dtype=np.float32),
+    )
     return path
 
 
@@ -81,12 +83,9 @@ def test_missing_ids_are_named(path):
 
 def test_more_ids_than_one_statement_takes(tmp_path):
     path = tmp_path / "gallery.sqlite"
-    with GalleryWriter(path) as writer:
-        writer.add_images(
-            GalleryImage(i, str(i), None, 1, 1, b"", make_thumbnail(np.zeros((1, 1), np.uint8)))
-            for i in range(1201)
-        )
-        writer.set_metadata(METADATA)
+    thumbnail = make_thumbnail(np.zeros((1, 1), np.uint8))
+    images = (GalleryImage(i, str(i), None, 1, 1, b"", thumbnail) for i in range(1201))
+    write_gallery(path, METADATA, images)
 
     found = Gallery(path).images(range(1200, -1, -1))
 
@@ -124,8 +123,8 @@ def test_a_writer_that_fails_leaves_no_readable_gallery(tmp_path):
         yield image(1)
         raise RuntimeError
 
-    with GalleryWriter(path) as writer, pytest.raises(RuntimeError):
-        writer.add_images(fail())
+    with pytest.raises(RuntimeError):
+        write_gallery(path, METADATA, fail())
 
     with pytest.raises(GalleryError):
         Gallery(path)

@@ -29,9 +29,9 @@ from reverse_image_search.gallery import (
     Gallery,
     GalleryImage,
     GalleryMetadata,
-    GalleryWriter,
     make_thumbnail,
     pixel_digest,
+    write_gallery,
 )
 from reverse_image_search.layout import gallery_file
 from tests.image_corpus import encoded, quadrants
@@ -142,10 +142,7 @@ def _write_gallery(
         "shows_objects_on_black": True,
     }
     path = gallery_file(output_dir)
-    with GalleryWriter(path) as writer:
-        writer.add_images(images)
-        writer.add_queries(queries)
-        writer.set_metadata(GalleryMetadata(**values | metadata))
+    write_gallery(path, GalleryMetadata(**values | metadata), images, queries)
     return Gallery(path)
 
 

@@ -8,8 +8,8 @@ from reverse_image_search.benchmark.report import compute_ratios, median_row
 from reverse_image_search.gallery import (
     GalleryImage,
     GalleryMetadata,
-    GalleryWriter,
     make_thumbnail,
+    write_gallery,
 )
 from reverse_image_search.layout import gallery_file
 
@@ -56,9 +56,9 @@ def test_searches_with_the_queries_or_else_with_the_gallery(tmp_path, has_querie
         GalleryImage(i, str(i), None, 6, 4, b"", make_thumbnail(pixels))
         for i, pixels in enumerate((gray, rgb))
     ]
-    with GalleryWriter(gallery_file(tmp_path)) as writer:
-        (writer.add_queries if has_queries else writer.add_images)(images)
-        writer.set_metadata(GalleryMetadata("g", "e", "Shoes", [], 28, 28, False, False))
+    metadata = GalleryMetadata("g", "e", "Shoes", [], 28, 28, False, False)
+    both = ([], images) if has_queries else (images, [])
+    write_gallery(gallery_file(tmp_path), metadata, *both)
 
     tensors = query_tensors(tmp_path, 5)
 

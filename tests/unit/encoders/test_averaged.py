@@ -17,7 +17,7 @@ def averaged() -> AveragedEncoder:
     encoders = [FashionEncoder(width=16), FashionEncoder(width=16)]
     with torch.no_grad():  # as after training: running statistics that are not 0 and 1
         for encoder in encoders:
-            encoder.train().instance_embedding(encoder.features(torch.rand(64, 1, 28, 28)))
+            encoder.train().heads(encoder.features(torch.rand(64, 1, 28, 28)))
     return AveragedEncoder(encoders).eval().requires_grad_(False)
 
 

@@ -114,7 +114,7 @@ def test_embedding_is_weighted_probabilities_and_instance_embedding(encoder: Fas
 
     assert torch.allclose(embeddings[:, :10], encoder.class_weight * probabilities, atol=1e-6)
     directions = torch.nn.functional.normalize(embeddings[:, 10:])
-    assert torch.allclose(directions, encoder.instance_embedding(features), atol=1e-5)
+    assert torch.allclose(directions, encoder.heads(features)[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 28, 28), (33, 3, 28, 28), (2, 3, 50, 41)])
@@ -143,7 +143,7 @@ def test_whitening_changes_only_the_instance_part():
     whitened = train_fashion_encoder(dataset, TrainingOptions(epochs=1, seed=0))
 
     def spread_of_variances(encoder: FashionEncoder) -> torch.Tensor:
-        vectors = encoder.instance_embedding(encoder.features(images[:, None] / 255))
+        vectors = encoder.heads(encoder.features(images[:, None] / 255))[1]
         log_variances = torch.linalg.eigvalsh(vectors.T @ vectors / len(vectors)).log()
         return log_variances.max() - log_variances.min()
 

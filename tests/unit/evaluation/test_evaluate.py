@@ -14,8 +14,8 @@ from reverse_image_search.gallery import (
     Gallery,
     GalleryImage,
     GalleryMetadata,
-    GalleryWriter,
     make_thumbnail,
+    write_gallery,
 )
 from reverse_image_search.layout import gallery_file
 
@@ -62,7 +62,7 @@ def embed(image: np.ndarray) -> np.ndarray:
     return (np.array(cells) / np.linalg.norm(cells)).astype(np.float32)
 
 
-def write_gallery(output_dir, ids=IDS, labeled=True, shape=(28, 28), side=28, queries=8) -> Gallery:
+def random_blocks(output_dir, ids=IDS, labeled=True, shape=(28, 28), side=28, queries=8) -> Gallery:
     """Random blocks: class A is bright on the left, class B on the right."""
     random = np.random.default_rng(0)
 
@@ -83,23 +83,20 @@ def write_gallery(output_dir, ids=IDS, labeled=True, shape=(28, 28), side=28, qu
             )
 
     gallery_images = list(images(map(int, ids)))
-    with GalleryWriter(gallery_file(output_dir)) as writer:
-        writer.add_images(gallery_images)
-        writer.add_queries(images(range(queries)))
-        embeddings = np.stack([embed(image.pixels) for image in gallery_images])
-        writer.add_embeddings(np.array(ids), embeddings)
-        writer.set_metadata(
-            GalleryMetadata(
-                gallery_id="gallery1",
-                encoder_id="encoder1",
-                dataset="Blocks",
-                class_names=["A", "B"] if labeled else [],
-                encoder_height=side,
-                encoder_width=side,
-                encoder_is_grayscale=len(shape) == 2,
-                shows_objects_on_black=False,
-            )
-        )
+    metadata = GalleryMetadata(
+        gallery_id="gallery1",
+        encoder_id="encoder1",
+        dataset="Blocks",
+        class_names=["A", "B"] if labeled else [],
+        encoder_height=side,
+        encoder_width=side,
+        encoder_is_grayscale=len(shape) == 2,
+        shows_objects_on_black=False,
+    )
+    embeddings = np.stack([embed(image.pixels) for image in gallery_images])
+    write_gallery(
+        gallery_file(output_dir), metadata, gallery_images, images(range(queries)), embeddings
+    )
     return Gallery(gallery_file(output_dir))
 
 
@@ -121,7 +118,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def test_labels_of_sparse_ids(tmp_path, run):
-    code, report, figures, _ = run(write_gallery(tmp_path))
+    code, report, figures, _ = run(random_blocks(tmp_path))
 
     assert code == 0
     assert report["precision_at_1"] == 1  # left and right are easy to tell apart
@@ -133,7 +130,7 @@ def test_labels_of_sparse_ids(tmp_path, run):
 
 
 def test_without_labels_only_the_copies_are_measured(tmp_path, run):
-    code, report, figures, (printed, _) = run(write_gallery(tmp_path, labeled=False))
+    code, report, figures, (printed, _) = run(random_blocks(tmp_path, labeled=False))
 
     assert code == 0
     assert set(report) == {"per_class", "copies", "baselines", "gallery_id", "encoder_id"}
@@ -145,14 +142,14 @@ def test_without_labels_only_the_copies_are_measured(tmp_path, run):
 
 
 def test_without_queries_only_the_copies_are_measured(tmp_path, run):
-    code, report, _, _ = run(write_gallery(tmp_path, queries=0))
+    code, report, _, _ = run(random_blocks(tmp_path, queries=0))
 
     assert code == 0
     assert "precision_at_1" not in report
 
 
 def test_large_rgb_images_and_fewer_than_k(tmp_path, run):
-    gallery = write_gallery(tmp_path, ids=[1, 2, 5, 6], shape=(90, 70, 3), side=12)
+    gallery = random_blocks(tmp_path, ids=[1, 2, 5, 6], shape=(90, 70, 3), side=12)
 
     code, report, figures, _ = run(gallery)
 
@@ -162,7 +159,7 @@ def test_large_rgb_images_and_fewer_than_k(tmp_path, run):
 
 
 def test_server_of_another_gallery_is_refused(tmp_path, run, monkeypatch):
-    gallery = write_gallery(tmp_path)
+    gallery = random_blocks(tmp_path)
     monkeypatch.setattr(StubClient, "model_config", lambda self, name: {"parameters": {}})
 
     code, report, _, (_, errors) = run(gallery)
@@ -173,14 +170,14 @@ def test_server_of_another_gallery_is_refused(tmp_path, run, monkeypatch):
 
 
 def test_too_few_neighbors_for_recall_at_20(tmp_path, run):
-    code, _, _, (_, errors) = run(write_gallery(tmp_path), top_k=19)
+    code, _, _, (_, errors) = run(random_blocks(tmp_path), top_k=19)
 
     assert code == 1
     assert "--top-k 20" in errors
 
 
 def test_ids_become_rows_and_labels(tmp_path):
-    examples = Examples(write_gallery(tmp_path), None, 5)
+    examples = Examples(random_blocks(tmp_path), None, 5)
 
     assert examples.rows_of(np.array([[3, 90], [4, -1]])).tolist() == [[0, 29], [-1, -1]]
     assert examples.labels_of(np.array([3, 6, -1, 91])).tolist() == [1, 0, -2, -2]
@@ -208,7 +205,7 @@ def test_neighbors_that_are_not_the_nearest_are_refused():
 
 
 def test_pixels_of_one_size_are_those_of_small_grayscale_images(tmp_path):
-    metadata = write_gallery(tmp_path).metadata
+    metadata = random_blocks(tmp_path).metadata
     images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
 
     assert (pixels_of_one_size(images, metadata) == images).all()

@@ -21,7 +21,7 @@ def encoder() -> FashionEncoder:
     torch.manual_seed(0)
     encoder = FashionEncoder().train()
     with torch.no_grad():
-        encoder.instance_embedding(encoder.features(torch.rand(16, 1, 28, 28)))
+        encoder.heads(encoder.features(torch.rand(16, 1, 28, 28)))
     return fold_batch_norms(encoder.eval())
 
 

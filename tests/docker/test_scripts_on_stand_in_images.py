@@ -58,7 +58,7 @@ def test_build_in_stand_in_python_image_passes_its_exit_code_and_message_on(
         "build_models.sh", "--epochs", "none", RUNTIME="docker", OUTPUT_DIR=str(tmp_path)
     )
     assert result.returncode == 2
-    assert "'none' is not a whole number above 0" in result.stderr
+    assert "'none' is not a positive integer" in result.stderr
 
 
 def test_app_image_on_stand_in_python_image_has_what_the_page_imports_and_no_more(

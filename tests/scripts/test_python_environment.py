@@ -262,7 +262,7 @@ def test_modules_in_the_caller_s_folder_are_not_imported(tmp_path, ports, script
 
     assert "wrong module" not in result.stdout + result.stderr
     if script == "build_models.sh":
-        assert "'0' is not a whole number above 0" in result.stderr
+        assert "'0' is not a positive integer" in result.stderr
     else:
         assert result.returncode == 0, result.stderr
 

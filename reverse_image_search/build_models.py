@@ -5,7 +5,6 @@ Run it through ``reverse_image_search/bin/build_models.sh``, which installs the 
 
 import argparse
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -14,12 +13,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-import reverse_image_search
 from reverse_image_search import contract, layout
 from reverse_image_search.datasets import DATASETS, Dataset, DatasetError, LabeledImage
 from reverse_image_search.encoders import ENCODERS, EncoderError, TrainingOptions
@@ -46,6 +45,7 @@ from reverse_image_search.serving.publishing import UNCHANGED, PublishingError, 
 _BYTES_PER_IMAGE = 4_000  # on disk: gallery, index, and what training leaves to resume from
 _NEEDED_MEMORY = 1_500_000_000  # bytes; a full build was seen to use 1.0 GB
 _CHECKED_IMAGES = 64  # on which an exported file and its module must agree
+_TRAINED = Path(".build/trained")  # of an output folder: what training leaves to resume from
 _IMAGES_NDIM, _EMBEDDINGS_NDIM = 4, 2  # with the batch dimension
 
 
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise PublishingError(missing)
         with staging(options.output_dir) as folder:
             build(options, folder)
-        shutil.rmtree(_trained_folder(options.output_dir), ignore_errors=True)
+        shutil.rmtree(options.output_dir / _TRAINED, ignore_errors=True)
         print(f"Published to {options.output_dir}. Next: {layout.START_COMMAND}")
     except (DatasetError, EncoderError, ExportError, PublishingError, QualityError) as error:
         print(f"build_models: {error}", file=sys.stderr)
@@ -94,16 +94,13 @@ def build(options: argparse.Namespace, folder: Path) -> None:
         embeddings = embed_images(encoder, images, progress=True)
 
     with _step("index"):
-        ids = np.arange(len(images))
-        index = index_spec.build(
-            torch.from_numpy(embeddings), torch.from_numpy(ids), options.top_k
-        ).eval()
+        vectors, ids = torch.from_numpy(embeddings), torch.arange(len(images))
+        index = index_spec.build(vectors, ids, options.top_k).eval()
         index_folder = layout.version_folder(model_repo, contract.VECTOR_SIMILARITY.name)
         write_model_files(index_spec.files(index), index_folder, _EMBEDDINGS_NDIM)
         index_file = index_folder / layout.MODEL_FILENAME
         if index_file.exists():
-            examples = torch.from_numpy(embeddings[:_CHECKED_IMAGES])
-            check_export(load_torchscript(index_file), index, examples)
+            check_export(load_torchscript(index_file), index, vectors[:_CHECKED_IMAGES])
 
     with _step("score"):
         score = score_build(lambda part: embed_images(encoder, part), embeddings, dataset)
@@ -113,7 +110,7 @@ def build(options: argparse.Namespace, folder: Path) -> None:
     with _step("gallery"):
         metadata = GalleryMetadata(
             gallery_id=secrets.token_hex(6),
-            encoder_id=_sha256(encoder_file)[:12],
+            encoder_id=hashlib.sha256(encoder_file.read_bytes()).hexdigest()[:12],
             dataset=dataset.name,
             class_names=dataset.class_names,
             encoder_height=encoder_spec.input_size[0],
@@ -131,7 +128,7 @@ def build(options: argparse.Namespace, folder: Path) -> None:
 def _make_encoder_file(options: argparse.Namespace, dataset: Dataset, path: Path) -> None:
     """Export the encoder to `path`, or reuse the one that an interrupted build trained."""
     spec = ENCODERS[options.encoder]
-    finished = _trained_folder(options.output_dir) / _recipe(options, dataset) / path.name
+    finished = options.output_dir / _TRAINED / _recipe(options, dataset) / path.name
     if finished.exists():
         print("Resuming an interrupted build: its encoder is already trained.", flush=True)
     else:
@@ -147,20 +144,15 @@ def _make_encoder_file(options: argparse.Namespace, dataset: Dataset, path: Path
     shutil.copyfile(finished, path)
 
 
-def _trained_folder(output_dir: Path) -> Path:
-    return output_dir / ".build" / "trained"
-
-
 def _recipe(options: argparse.Namespace, dataset: Dataset) -> str:
     """Digest of everything that determines the encoder: options, images, packages, and code."""
     keys = ("encoder", "epochs", "seed", "limit", "weights")
-    digest = hashlib.sha256(json.dumps({key: str(getattr(options, key)) for key in keys}).encode())
-    digest.update(f"{torch.__version__} {dataset.name}".encode())
+    values = [torch.__version__, dataset.name, *(str(getattr(options, key)) for key in keys)]
+    digest = hashlib.sha256(repr(values).encode())
     for image in dataset.gallery:
         digest.update(image.pixels.tobytes())
-    package = Path(reverse_image_search.__path__[0])
     for room in ("encoders", "training"):
-        for path in sorted((package / room).glob("*.py")):
+        for path in sorted((Path(__file__).parent / room).glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -184,30 +176,19 @@ def _write_configs(
 ) -> None:
     encoder_id = {contract.ENCODER_ID_PARAMETER: metadata.encoder_id}
     identity = {**encoder_id, contract.GALLERY_ID_PARAMETER: metadata.gallery_id}
-    input_dims = (3, metadata.encoder_height, metadata.encoder_width)
-    for model, example_dims, parameters, platform in (
-        (contract.IMAGE_ENCODER, input_dims, encoder_id, "pytorch_libtorch"),
+    image_dims = (3, metadata.encoder_height, metadata.encoder_width)
+    config_of = partial(model_config, embedding_dim=embedding_dim, top_k=top_k)
+    for model, dims, parameters, platform in (
+        (contract.IMAGE_ENCODER, image_dims, encoder_id, "pytorch_libtorch"),
         (contract.VECTOR_SIMILARITY, (embedding_dim,), identity, index_platform),
     ):
-        text = model_config(
-            model,
-            embedding_dim=embedding_dim,
-            top_k=top_k,
-            example_dims=example_dims,
-            parameters=parameters,
-            platform=platform,
-        )
+        text = config_of(model, example_dims=dims, parameters=parameters, platform=platform)
         layout.config_file(folder / layout.MODEL_REPO, model.name).write_text(text)
     ensemble_repo = folder / layout.ENSEMBLE_REPO
     # Triton requires a version folder, although it stays empty.
     layout.version_folder(ensemble_repo, contract.IMAGE_SEARCH.name).mkdir(parents=True)
     config = layout.config_file(ensemble_repo, contract.IMAGE_SEARCH.name)
     config.write_text(ensemble_config(embedding_dim, top_k, identity))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -13,49 +13,27 @@ class DatasetError(Exception):
 
 @dataclass(frozen=True)
 class LabeledImage:
-    """One image of a dataset.
+    """One image of a dataset."""
 
-    Attributes
-    ----------
-    pixels : (height, width) grayscale or (height, width, 3) RGB uint8
-    source : path of its file, or a name that identifies it in the dataset
-    label : its class, if known
-    """
-
-    pixels: np.ndarray
-    source: str
+    pixels: np.ndarray  # (height, width) grayscale or (height, width, 3) RGB uint8
+    source: str  # path of its file, or a name that identifies it in the dataset
     label: str | None = None
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The gallery to search, and example queries.
+    """The gallery to search, and example queries."""
 
-    Attributes
-    ----------
-    name : for display
-    gallery : images of any size, read on access
-    queries : images that are not part of the gallery; may be empty
-    class_names : all labels; empty without labels
-    shows_objects_on_black : whether images show objects on a black background
-    """
-
-    name: str
-    gallery: Sequence[LabeledImage]
-    queries: Sequence[LabeledImage]
-    class_names: list[str]
-    shows_objects_on_black: bool = False
+    name: str  # for display
+    gallery: Sequence[LabeledImage]  # of any size; may be read on access
+    queries: Sequence[LabeledImage]  # not part of the gallery; may be empty
+    class_names: list[str]  # all labels; empty without labels
+    shows_objects_on_black: bool = False  # whether images show objects on a black background
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """An entry of the registry.
+    """An entry of the registry."""
 
-    Attributes
-    ----------
-    load : ``load(data_dir, limit)``; `limit` keeps only the first images of the gallery
-    default_encoder : name of the encoder that suits these images
-    """
-
-    load: Callable[[Path, int | None], Dataset]
-    default_encoder: str
+    load: Callable[[Path, int | None], Dataset]  # load(data_dir, limit): the first `limit` images
+    default_encoder: str  # name of the encoder that suits these images

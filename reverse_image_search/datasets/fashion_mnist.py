@@ -7,8 +7,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from torchvision.datasets import FashionMNIST
@@ -28,37 +27,12 @@ _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _DOWNLOAD_TIMEOUT = 30  # seconds without a byte
 
 
-class _Split(Sequence[LabeledImage]):
-    """The first images of ``train`` or ``test``."""
-
-    def __init__(self, split: str, mnist: FashionMNIST, limit: int | None = None) -> None:
-        self._split = split
-        self._class_names = mnist.classes
-        self._images = mnist.data[:limit].numpy()  # (N, 28, 28) uint8
-        self._labels = mnist.targets[:limit].tolist()
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index):
-        return LabeledImage(
-            self._images[index],
-            f"Fashion-MNIST {self._split} #{index}",
-            self._class_names[self._labels[index]],
-        )
-
-
 def load_fashion_mnist(data_dir: Path, limit: int | None = None) -> Dataset:
     """Load Fashion-MNIST: a gallery of 60,000 training images, and 10,000 test images as queries.
 
     Looks for the extracted files under ``data_dir/FashionMNIST/raw``, then for the installed
     Debian package, then tries torchvision's download, then ``apt-get download``, which needs no
     root.
-
-    Parameters
-    ----------
-    data_dir : root folder, as torchvision lays it out
-    limit : keep only the first `limit` training images
 
     Raises
     ------
@@ -69,35 +43,40 @@ def load_fashion_mnist(data_dir: Path, limit: int | None = None) -> Dataset:
         _fetch(data_dir, raw)
     for name, sha256 in _SHA256.items():
         _check(raw / name, sha256)
-    train = FashionMNIST(data_dir, train=True)
-    test = FashionMNIST(data_dir, train=False)
     return Dataset(
         "Fashion-MNIST",
-        gallery=_Split("train", train, limit),
-        queries=_Split("test", test),
-        class_names=list(train.classes),
+        gallery=_read("train", FashionMNIST(data_dir, train=True), limit),
+        queries=_read("test", FashionMNIST(data_dir, train=False)),
+        class_names=list(FashionMNIST.classes),
         shows_objects_on_black=True,
     )
 
 
-def _fetch(data_dir: Path, raw: Path) -> None:
-    attempts: list[tuple[str, Callable[[], None]]] = [
-        (f"Debian's package {_DEBIAN_PACKAGE}", lambda: _extract(_DEBIAN_FOLDER, raw)),
-        ("torchvision's download", lambda: _download(data_dir)),
-        (f"apt-get download {_DEBIAN_PACKAGE}", lambda: _fetch_debian_package(raw)),
+def _read(split: str, mnist: FashionMNIST, limit: int | None = None) -> list[LabeledImage]:
+    images, labels = mnist.data[:limit].numpy(), mnist.targets[:limit].tolist()
+    return [
+        LabeledImage(pixels, f"Fashion-MNIST {split} #{i}", mnist.classes[label])
+        for i, (pixels, label) in enumerate(zip(images, labels, strict=True))
     ]
-    failures = []
-    for name, attempt in attempts:
+
+
+def _fetch(data_dir: Path, raw: Path) -> None:
+    attempts: dict[str, Callable[[], None]] = {
+        f"Debian's package {_DEBIAN_PACKAGE}": lambda: _extract(_DEBIAN_FOLDER, raw),
+        "torchvision's download": lambda: _download(data_dir),
+        f"apt-get download {_DEBIAN_PACKAGE}": lambda: _fetch_debian_package(raw),
+    }
+    reasons = ""
+    for name, attempt in attempts.items():
         try:
             attempt()
-        except (OSError, RuntimeError, EOFError, subprocess.CalledProcessError) as error:
-            failures.append(f"  {name}: {error}")
+        except (OSError, RuntimeError, EOFError, subprocess.SubprocessError) as error:
+            reasons += f"  {name}: {error}\n"
         else:
             print(f"Fashion-MNIST: from {name}", flush=True)
             return
-    reasons = "\n".join(failures)
     raise DatasetError(
-        f"Fashion-MNIST is not in {raw} and could not be fetched:\n{reasons}\n"
+        f"Fashion-MNIST is not in {raw} and could not be fetched:\n{reasons}"
         f"Connect this machine to the network, or install {_DEBIAN_PACKAGE} (apt-get install "
         f"{_DEBIAN_PACKAGE}), or put the four extracted files into {raw}."
     )
@@ -124,16 +103,10 @@ def _extract(folder: Path, raw: Path) -> None:
 
 
 def _download(data_dir: Path) -> None:
-    with _socket_timeout(_DOWNLOAD_TIMEOUT):
-        FashionMNIST(data_dir, download=True)
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
-        yield
+        FashionMNIST(data_dir, download=True)
     finally:
         socket.setdefaulttimeout(before)
 

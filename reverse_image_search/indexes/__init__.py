@@ -17,19 +17,15 @@ def _torchscript_file(index: nn.Module) -> Mapping[str, nn.Module | bytes]:
 class IndexSpec:
     """An entry of the registry.
 
-    Attributes
-    ----------
-    build : ``build(embeddings, ids, top_k)`` of (N, D) float32 and (N,) int64, ascending: a module
-        (batch, D) float32 -> ids (batch, K) int64 and scores (batch, K) float32, best first
-    files : content of the model's version folder by file name; modules become TorchScript
-    platform : of Triton's configuration: what serves these files
-    is_exact : whether it always finds the K best
+    ``build(embeddings, ids, top_k)`` of (N, D) float32 and (N,) int64, ascending, returns a module
+    that answers as `contract.VECTOR_SIMILARITY`. `files` gives the content of its version folder by
+    file name; modules become TorchScript.
     """
 
     build: Callable[[Tensor, Tensor, int], nn.Module]
     files: Callable[[nn.Module], Mapping[str, nn.Module | bytes]] = _torchscript_file
-    platform: str = "pytorch_libtorch"
-    is_exact: bool = True
+    platform: str = "pytorch_libtorch"  # of Triton's configuration: what serves these files
+    is_exact: bool = True  # whether it always finds the K best
 
 
 INDEXES = {

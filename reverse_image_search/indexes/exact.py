@@ -17,11 +17,7 @@ class ExactIndex(nn.Module):
     ``torch.topk`` over the whole gallery takes as long as the product. Over the maximum of each
     group of 64 scores it finds the same: the groups of the K highest maxima hold the K best.
 
-    Parameters
-    ----------
-    embeddings : (N, D) float32, of any length
-    ids : (N,) int64, ascending; what the search returns
-    top_k : K, neighbors per query
+    `embeddings` (N, D) float32 have any length; `ids` (N,) int64 ascend.
     """
 
     columns: Tensor  # (D, padded N)
@@ -41,11 +37,7 @@ class ExactIndex(nn.Module):
         self.queries_at_once = max(1, _SCORES_AT_ONCE // len(self.ids))
 
     def forward(self, query_embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Search.
-
-        Parameters
-        ----------
-        query_embeddings : (batch, D) float32, of any length; non-finite values count as 0
+        """Search for embeddings (batch, D) of any length; non-finite values count as 0.
 
         Returns
         -------

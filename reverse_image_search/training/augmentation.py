@@ -18,13 +18,9 @@ def affine_warp(
 ) -> Tensor:
     """Rotate, scale, shift, and flip each image about its center; what was outside is black.
 
-    Parameters
-    ----------
-    images : (batch, channels, height, width)
-    angle : (batch,) radians
-    scale : (batch,) above 1 enlarges
-    shift_x, shift_y : (batch,) in sampling coordinates, where a side has length 2
-    side : (batch,) 1, or -1 to flip left to right
+    `images` are (batch, channels, height, width), all others (batch,): the angle in radians, a
+    scale that enlarges above 1, shifts in sampling coordinates, where a side has length 2, and 1,
+    or -1 to flip left to right.
     """
     cosine, sine = angle.cos() / scale, angle.sin() / scale
     to_x = torch.stack([side * cosine, -side * sine, shift_x], dim=1)
@@ -35,14 +31,10 @@ def affine_warp(
 
 
 def strong_view(images: Tensor) -> Tensor:
-    """Strongly augmented views: rotated, scaled, shifted, flipped, brightened, noisy.
+    """Strongly augmented views of images (batch, 1, height, width), 0 to 1, on black.
 
     Rotation up to 12 degrees, scale 0.88 to 1.12, shift up to 16 % of the side, flip, contrast
     0.75 to 1.25, brightness up to 0.06, noise of standard deviation 0.03.
-
-    Parameters
-    ----------
-    images : (batch, 1, height, width) float32, 0 to 1, on a black background
     """
     batch, device = len(images), images.device
 

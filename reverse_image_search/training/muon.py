@@ -14,10 +14,7 @@ from torch import Tensor
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose every update is the nearest (semi-)orthogonal matrix.
 
-    Parameters
-    ----------
-    params : convolution weights, (out, in, rows, columns)
-    lr : length of an update; each filter of a weight is kept at length 1 on average
+    `params` are (out, in, rows, columns); each filter of a weight is kept at length 1 on average.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.6):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from reverse_image_search.training.augmentation import random_horizontal_flip, strong_view
@@ -47,10 +48,8 @@ def train_two_heads(
 ) -> Encoder:
     """Train an encoder; the same seed on the same machine gives the same encoder.
 
-    Parameters
-    ----------
-    images, labels : (N, height, width) uint8 and (N,) int64
-    description : text before the progress bar; None shows no bar
+    `images` are (N, height, width) uint8, `labels` (N,) int64. `description` stands before the
+    progress bar; None shows no bar.
 
     Returns
     -------
@@ -65,13 +64,11 @@ def train_two_heads(
     steps_per_epoch = len(images) // batch_size
     steps = epochs * steps_per_epoch
     optimizers = _optimizers(encoder)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: min((step + 1) / (WARM_UP * steps), (1 - step / steps) / (1 - WARM_UP)),
-        )
-        for optimizer in optimizers
-    ]
+
+    def rise_and_fall(step: int) -> float:
+        return min((step + 1) / (WARM_UP * steps), (1 - step / steps) / (1 - WARM_UP))
+
+    schedules = [LambdaLR(optimizer, rise_and_fall) for optimizer in optimizers]
     with tqdm(total=steps, desc=description, unit="batch", disable=description is None) as bar:
         for _ in range(epochs):
             order = torch.randperm(len(images))

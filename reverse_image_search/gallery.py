@@ -195,7 +195,7 @@ def write_gallery(
             insert(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         if len(embeddings):
             ids = [row[0] for row in database.execute("SELECT id FROM images ORDER BY id")]
-            blobs = [row.astype(np.float32).tobytes() for row in embeddings]
+            blobs = (row.astype(np.float32).tobytes() for row in embeddings)
             insert("INSERT INTO embeddings VALUES (?, ?)", zip(ids, blobs, strict=True))
         facts = [(key, json.dumps(value)) for key, value in asdict(metadata).items()]
         insert("INSERT INTO metadata VALUES (?, ?)", facts)

@@ -121,6 +121,6 @@ def test_each_damaged_file_of_the_dataset_is_named(data_dir: Path, tmp_path: Pat
         for damage in (cut_short, empty, foreign, flip_a_bit):
             with row.case(f"{name} {damage.__name__}"):
                 damage(folder / name)
-                with pytest.raises(DatasetError, match=f"{folder / name} is not the file"):
+                with pytest.raises(DatasetError, match=f"{folder / name} is damaged"):
                     load_fashion_mnist(tmp_path)
             shutil.copy2(data_dir / "FashionMNIST" / "raw" / name, folder / name)

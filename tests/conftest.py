@@ -48,6 +48,8 @@ CHROMIUM_ARGUMENTS = [
 NOT_IN_BUILD = {"app", "client", "benchmark", "bin", "deploy"}
 
 
+SUITES = ("unit", "integration", "scripts", "browser", "docker", "faults")
+
 _figures: list[str] = []
 
 
@@ -55,6 +57,12 @@ _figures: list[str] = []
 def figure() -> Callable[[str], None]:
     """``figure("repaint: 180 ms")``: a measured figure, printed at the end of the run."""
     return _figures.append
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each suite together in its random order, so that its servers are started once."""
+    items.sort(key=lambda item: SUITES.index(item.path.relative_to(REPO_ROOT / "tests").parts[0]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -111,7 +111,7 @@ def test_interrupted_build_on_stand_in_images_publishes_and_leaves_nothing(
     variables = {"OUTPUT_DIR": str(tmp_path / "out"), "RUNTIME": "docker"}
     options = ("--limit", "2000", "--epochs", "1000", "--data-dir", str(data_dir))
     build = Foreground("build_models.sh", tmp_path / "log", variables, *options)
-    build.wait_for("train ...")
+    build.wait_for("encoder ...")
     assert build.signal(number) == 130, build.output
     assert not (tmp_path / "out" / "model_repo").exists()
     assert left_behind() == []

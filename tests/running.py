@@ -225,6 +225,8 @@ def stop_server(server: Triton) -> None:
     result = server.stop()
     try:
         assert result.returncode == 0, result.stdout + result.stderr
-        wait_until(lambda: not processes_naming(str(server.http_port)), "all gone", timeout=20)
+        # Not the bare number, which may be part of another program's arguments.
+        names = (f"--http-port={server.http_port}", f"reverse_image_search_{server.http_port}_")
+        wait_until(lambda: not any(map(processes_naming, names)), "all gone", timeout=20)
     finally:
         server.kill()

@@ -136,13 +136,17 @@ class _HttpMaker:
             for axis in range(len(self._shape)):
                 shape: list = list(self._shape)
                 shape[axis] = value
-                yield self._with_input(f"shape {shape}", {"shape": shape})
+                yield self._with_input(
+                    f"shape {shape}", {"shape": shape}, must_fail=not _is_one_image(shape)
+                )
         for _ in range(40):
             shape = [
                 self._rng.choice((0, 1, 2, 3, 4, 5, 64, 65)) for _ in range(self._rng.randrange(8))
             ]
             if shape != self._shape and math.prod(shape) <= MOST_ELEMENTS:
-                yield self._with_input(f"shape {shape}", {"shape": shape})
+                yield self._with_input(
+                    f"shape {shape}", {"shape": shape}, must_fail=not _is_one_image(shape)
+                )
                 yield self._with_input(
                     f"shape {shape}, data to match",
                     {"shape": shape, "data": [0.5] * math.prod(shape)},
@@ -258,7 +262,8 @@ class _HttpMaker:
                 shape: list = list(self._shape)
                 shape[axis] = value
                 body, headers = self._good_binary(shape=shape)
-                yield self._request(f"binary, shape {shape}", body, **headers)
+                name, must_fail = f"binary, shape {shape}", not _is_one_image(shape)
+                yield self._request(name, body, must_fail, **headers)
         for datatype in _WRONG_DATATYPES:
             body, headers = self._good_binary(datatype=datatype)
             yield self._request(f"binary, datatype {str(datatype)[:9]}", body, **headers)
@@ -377,17 +382,25 @@ class _GrpcMaker:
             for axis in range(len(self._shape)):
                 shape = list(self._shape)
                 shape[axis] = value
-                yield self._request(f"shape {shape}", lambda m, v=shape: _set_shape(m, v))
+                must_fail = not _is_one_image(shape)
+                yield self._request(
+                    f"shape {shape}", lambda m, v=shape: _set_shape(m, v), must_fail
+                )
                 yield self._request(
                     f"shape {shape}, typed contents",
                     lambda m, v=shape: _use_contents(_set_shape(m, v)),
+                    must_fail,
                 )
         for _ in range(20):
             shape = [
                 self._rng.choice((0, 1, 2, 3, 4, 5, 65)) for _ in range(self._rng.randrange(8))
             ]
             if shape != self._shape:
-                yield self._request(f"shape {shape}", lambda m, v=shape: _set_shape(m, v))
+                yield self._request(
+                    f"shape {shape}",
+                    lambda m, v=shape: _set_shape(m, v),
+                    must_fail=not _is_one_image(shape),
+                )
         for length in (0, 1, size - 1, size + 1, 2 * size, 2**25):
             yield self._request(f"{length} bytes", lambda m, v=length: _set_raw(m, [bytes(v)]))
         yield self._request("no contents", lambda m: _set_raw(m, []))
@@ -430,6 +443,11 @@ class _GrpcMaker:
             yield GrpcRequest(
                 f"{self._model.name} damaged {bytes(damaged[:30])!r}", bytes(damaged), False
             )
+
+
+def _is_one_image(shape: list) -> bool:
+    """Whether Triton's core drops the batch dimension, so that the request is one image."""
+    return bool(shape) and isinstance(shape[0], int) and shape[0] % 2**32 == 0
 
 
 def _set_shape(message: service_pb2.ModelInferRequest, shape: list[int]):

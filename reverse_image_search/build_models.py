@@ -136,8 +136,8 @@ def _make_encoder_file(options: argparse.Namespace, dataset: Dataset, path: Path
         part = finished.parent.with_suffix(f".{os.getpid()}")
         shutil.rmtree(finished.parent.parent, ignore_errors=True)  # of other recipes
         write_model_files({path.name: encoder}, part, _IMAGES_NDIM)
+        exported = load_torchscript(part / path.name)
         for examples in _example_batches(dataset):
-            exported = load_torchscript(part / path.name)
             check_export(exported, encoder, examples, spec.export_tolerance)
         part.rename(finished.parent)
     path.parent.mkdir(parents=True)
@@ -149,6 +149,8 @@ def _recipe(options: argparse.Namespace, dataset: Dataset) -> str:
     keys = ("encoder", "epochs", "seed", "limit", "weights")
     values = [torch.__version__, dataset.name, *(str(getattr(options, key)) for key in keys)]
     digest = hashlib.sha256(repr(values).encode())
+    if options.weights and options.weights.is_file():  # not its name alone
+        digest.update(options.weights.read_bytes())
     for image in dataset.gallery:
         digest.update(image.pixels.tobytes())
     for room in ("encoders", "training"):

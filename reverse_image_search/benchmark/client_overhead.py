@@ -12,7 +12,7 @@ from tritonclient.http import InferenceServerClient, InferInput
 
 from reverse_image_search import contract
 from reverse_image_search.client import Client
-from reverse_image_search.evaluation.command_line import make_parser
+from reverse_image_search.command_line import make_parser
 
 
 def bare_search(server: InferenceServerClient, tensor: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from reverse_image_search.benchmark.in_process import load_models
 from reverse_image_search.benchmark.load_generator import query_tensors
 from reverse_image_search.benchmark.measurements import describe_machine, in_own_process
 from reverse_image_search.benchmark.report import plot_lines
-from reverse_image_search.evaluation.command_line import make_parser
+from reverse_image_search.command_line import make_parser
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.indexes.exact import ExactIndex
 from reverse_image_search.layout import MODEL_FILENAME, gallery_file

@@ -24,7 +24,7 @@ from torchvision.models import resnet18
 
 from reverse_image_search import contract
 from reverse_image_search.benchmark.in_process import load_models
-from reverse_image_search.evaluation.command_line import make_parser
+from reverse_image_search.command_line import make_parser
 from reverse_image_search.indexes.exact import ExactIndex
 from reverse_image_search.layout import MODEL_FILENAME, config_file, version_folder
 from reverse_image_search.serving.export import write_model_files

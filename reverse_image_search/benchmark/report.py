@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-from reverse_image_search.evaluation.command_line import print_table
+from reverse_image_search.command_line import print_table
 
 TARGETS = {  # ratio: at most, or at least
     "two calls, 1 client: p50 over in-process": ("≤", 1.25),

@@ -22,7 +22,7 @@ from reverse_image_search.benchmark.report import (
     print_report,
 )
 from reverse_image_search.benchmark.servers import own_server, peer_servers
-from reverse_image_search.evaluation.command_line import make_parser
+from reverse_image_search.command_line import make_parser
 from reverse_image_search.gallery import Gallery, GalleryError
 from reverse_image_search.layout import START_COMMAND, gallery_file
 

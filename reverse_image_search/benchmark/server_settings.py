@@ -20,7 +20,7 @@ from reverse_image_search.benchmark.in_process import load_models
 from reverse_image_search.benchmark.load_generator import query_tensors
 from reverse_image_search.benchmark.measurements import describe_machine, measure_load
 from reverse_image_search.benchmark.servers import local_server
-from reverse_image_search.evaluation.command_line import make_parser, print_table
+from reverse_image_search.command_line import make_parser, print_table
 from reverse_image_search.layout import ENSEMBLE_REPO, MODEL_REPO, config_file
 from reverse_image_search.serving.model_config import ServerSettings, model_config
 

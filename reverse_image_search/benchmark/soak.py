@@ -23,7 +23,7 @@ import psutil
 from reverse_image_search.benchmark.measurements import server_processes
 from reverse_image_search.client import Client, TritonError
 from reverse_image_search.client.search import WrongAnswerError, check_identity
-from reverse_image_search.evaluation.command_line import make_parser
+from reverse_image_search.command_line import make_parser
 from reverse_image_search.gallery import Gallery, GalleryError
 from reverse_image_search.layout import START_COMMAND, gallery_file
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from reverse_image_search.client import Client, Neighbors, TritonError
 from reverse_image_search.client.search import WrongAnswerError, check_identity
+from reverse_image_search.command_line import make_parser, print_table
 from reverse_image_search.evaluation import metrics
 from reverse_image_search.evaluation.baselines import make_baselines, pixels_of_one_size
-from reverse_image_search.evaluation.command_line import make_parser, print_table
 from reverse_image_search.evaluation.copies import ALL, KINDS, make_copies
 from reverse_image_search.evaluation.examples import Examples
 from reverse_image_search.evaluation.figures import COPY_EXAMPLES, draw_all

@@ -1,4 +1,4 @@
-"""Options and tables of the commands that measure a served build, here and in `benchmark`."""
+"""Options and tables of the commands that use a served build."""
 
 import argparse
 import contextlib

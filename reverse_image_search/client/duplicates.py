@@ -1,0 +1,157 @@
+"""Find near-duplicates in a gallery, through the served index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from reverse_image_search import contract
+from reverse_image_search.client.client import Client
+from reverse_image_search.client.search import check_identity
+from reverse_image_search.gallery import Gallery
+
+_REQUESTS_IN_FLIGHT = 4
+_ROWS_AT_ONCE = 1000  # of the gallery file: a thumbnail is some 10 kB
+
+
+class DuplicateGroup(NamedTuple):
+    """One image worth keeping, and its near-duplicates."""
+
+    ids: np.ndarray  # (n,) int64: the image to keep, then the others, most similar first
+    scores: np.ndarray  # (n,) float32, cosine similarity to the image to keep
+
+
+class _Pairs(NamedTuple):
+    """Pairs of images that are similar enough, and the images that may have more of them."""
+
+    rows: np.ndarray  # (n,) int64, rows of the gallery's embeddings
+    neighbor_rows: np.ndarray  # (n,) int64
+    scores: np.ndarray  # (n,) float32
+    cut_rows: np.ndarray  # (m,) int64, rows for which all K neighbors are similar enough
+
+
+def find_duplicates(
+    client: Client,
+    gallery: Gallery,
+    threshold: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[DuplicateGroup]:
+    """Group images whose cosine similarity to the one worth keeping is at least `threshold`.
+
+    The image worth keeping is the largest in pixels, then the oldest file. From the best image of
+    the gallery down, each image that is in no group yet gathers those in no group that are similar
+    enough to it. So every image of a group resembles the one to keep: a chain of images, each
+    slightly different from the last, does not become one group.
+
+    The index answers with K neighbors. If all K of an image to keep are similar enough, it is
+    compared with all embeddings of the gallery instead.
+
+    Parameters
+    ----------
+    progress : called with the number of images searched for, and of all
+
+    Returns
+    -------
+    Groups of at least two images or two files, largest group first. Files of equal content are
+    one image: `Gallery.paths` names them.
+
+    Raises
+    ------
+    WrongAnswerError : the served models and the gallery do not belong together
+    TritonError : the server did not answer
+    """
+    check_identity(client, gallery)
+    ids, embeddings = gallery.embeddings()
+    pairs = _search_all(client, ids, embeddings, threshold, progress)
+    check_identity(client, gallery)  # or the server was replaced meanwhile
+    groups = [
+        DuplicateGroup(ids[rows], scores)
+        for rows, scores in _group(pairs, _best_first(gallery, ids, pairs), embeddings, threshold)
+    ]
+    return sorted(groups, key=lambda group: -len(group.ids))
+
+
+def _search_all(
+    client: Client,
+    ids: np.ndarray,
+    embeddings: np.ndarray,
+    threshold: float,
+    progress: Callable[[int, int], None] | None,
+) -> _Pairs:
+    """Search for every image of the gallery."""
+
+    def search(start: int) -> _Pairs:
+        part = slice(start, start + contract.MAX_BATCH_SIZE)
+        neighbor_ids, scores = client.find_similar(embeddings[part])
+        # An index that was updated meanwhile may know images that `ids` does not.
+        neighbor_rows = np.minimum(np.searchsorted(ids, neighbor_ids), len(ids) - 1)
+        is_close = (scores >= threshold) & (ids[neighbor_rows] == neighbor_ids)
+        cut_rows = start + np.flatnonzero(is_close.all(axis=1))
+        is_close &= neighbor_ids != ids[part, None]
+        positions, ranks = np.nonzero(is_close)
+        return _Pairs(
+            start + positions, neighbor_rows[positions, ranks], scores[positions, ranks], cut_rows
+        )
+
+    parts = []
+    with ThreadPoolExecutor(_REQUESTS_IN_FLIGHT) as executor:
+        try:
+            for part in executor.map(search, range(0, len(ids), contract.MAX_BATCH_SIZE)):
+                parts.append(part)
+                if progress:
+                    progress(min(len(parts) * contract.MAX_BATCH_SIZE, len(ids)), len(ids))
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+    return _Pairs(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _best_first(gallery: Gallery, ids: np.ndarray, pairs: _Pairs) -> np.ndarray:
+    """Rows that are in a pair, the largest image first."""
+    rows = np.unique(np.concatenate([pairs.rows, pairs.neighbor_rows]))
+    pixels = [
+        image.width * image.height
+        for start in range(0, len(rows), _ROWS_AT_ONCE)
+        for image in gallery.images(ids[rows[start : start + _ROWS_AT_ONCE]])
+    ]
+    return rows[np.argsort(-np.array(pixels, int), kind="stable")]
+
+
+def _group(
+    pairs: _Pairs, best_first: np.ndarray, embeddings: np.ndarray, threshold: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows and scores of each group, the one to keep first."""
+    # Both ways: an approximate index may find the one from the other, but not back.
+    rows = np.concatenate([pairs.rows, pairs.neighbor_rows])
+    neighbor_rows = np.concatenate([pairs.neighbor_rows, pairs.rows])
+    scores = np.concatenate([pairs.scores, pairs.scores])
+    order = np.lexsort((neighbor_rows, rows))
+    rows, neighbor_rows, scores = rows[order], neighbor_rows[order], scores[order]
+    is_cut = np.zeros(len(embeddings), bool)
+    is_cut[pairs.cut_rows] = True
+    is_taken = np.zeros(len(embeddings), bool)
+    for kept in best_first:
+        if is_taken[kept]:
+            continue
+        is_taken[kept] = True
+        if is_cut[kept]:
+            similarity = embeddings @ embeddings[kept]
+            candidates = np.flatnonzero(similarity >= threshold)
+            candidate_scores = similarity[candidates]
+        else:
+            part = slice(*np.searchsorted(rows, [kept, kept + 1]))
+            candidates, first = np.unique(neighbor_rows[part], return_index=True)
+            candidate_scores = scores[part][first]
+        is_free = ~is_taken[candidates]
+        if not is_free.any():
+            continue
+        members, member_scores = candidates[is_free], candidate_scores[is_free]
+        by_score = np.argsort(-member_scores, kind="stable")
+        is_taken[members] = True
+        yield (
+            np.concatenate([[kept], members[by_score]]),
+            np.concatenate([[1], member_scores[by_score]]).astype(np.float32),
+        )

@@ -2,6 +2,8 @@
 
     metadata    key, value (JSON): gallery_id, encoder_id, dataset, class_names, ...
     images      id, source, label, width, height, sha256, thumbnail
+    files       path (bytes), image_id, size, modified_ns: where images of files are; exact copies
+                of a file are one image; empty where images come from elsewhere
     embeddings  id, embedding of the image by the encoder `encoder_id`
     queries     example queries, not part of the gallery; columns as in images
 
@@ -12,8 +14,10 @@ file read-only, so it may be on a read-only file system.
 import hashlib
 import io
 import json
+import os
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -29,12 +33,19 @@ _IMAGE_COLUMNS = """
     id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, label TEXT,
     width INTEGER NOT NULL, height INTEGER NOT NULL, sha256 BLOB NOT NULL, thumbnail BLOB NOT NULL
 """
+_SCHEMA_VERSION = 2
 _SCHEMA = f"""
+    PRAGMA user_version = {_SCHEMA_VERSION};
     CREATE TABLE metadata (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE images ({_IMAGE_COLUMNS});
     CREATE TABLE queries ({_IMAGE_COLUMNS});
     CREATE INDEX image_labels ON images (label);
     CREATE INDEX query_labels ON queries (label);
+    CREATE TABLE files (
+        path BLOB PRIMARY KEY, image_id INTEGER NOT NULL REFERENCES images (id),
+        size INTEGER NOT NULL, modified_ns INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX image_files ON files (image_id);
     CREATE TABLE embeddings (
         id INTEGER PRIMARY KEY REFERENCES images (id), embedding BLOB NOT NULL
     );
@@ -57,13 +68,18 @@ class GalleryMetadata:
     encoder_width: int
     encoder_is_grayscale: bool  # whether it converts its input to grayscale
     shows_objects_on_black: bool  # whether images show objects on a black background
+    is_photos: bool = False  # whether images are photos, not the tiny pictures of a benchmark
+    # Quantiles (0, 5, 25, 50, 75, 95, 100 %) of the cosine scores of "random_pairs",
+    # "perturbed_copies" and, with labels, "same_label".
+    score_scale: dict[str, list[float]] | None = None
+    duplicate_threshold: float | None = None  # the least score of near-duplicates
 
 
 class GalleryImage(NamedTuple):
     """One image of the gallery, or one example query."""
 
     id: int
-    source: str  # path of the file, or a name such as ``Fashion-MNIST train #42``
+    source: str  # path of its file, or a name such as ``Fashion-MNIST train #42``; for display
     label: str | None
     width: int  # of the original, in pixels
     height: int
@@ -74,6 +90,15 @@ class GalleryImage(NamedTuple):
     def pixels(self) -> np.ndarray:
         """The thumbnail, (height, width) or (height, width, 3) uint8."""
         return np.asarray(Image.open(io.BytesIO(self.thumbnail)))
+
+
+class GalleryFile(NamedTuple):
+    """A file that holds an image of the gallery."""
+
+    path: bytes  # absolute; as the file system spells it, which need not be UTF-8
+    image_id: int
+    size: int  # bytes
+    modified_ns: int  # time of its last change, nanoseconds since 1970
 
 
 class Gallery:
@@ -99,6 +124,8 @@ class Gallery:
         size = "SELECT page_size * page_count FROM pragma_page_size, pragma_page_count"
         if path.stat().st_size < self._query(size)[0][0]:
             raise self._unreadable("the file is cut short")
+        if self._query("PRAGMA user_version")[0][0] != _SCHEMA_VERSION:
+            raise self._unreadable("another version of this program wrote it")
         values = self._query("SELECT key, value FROM metadata")
         try:
             self.metadata = GalleryMetadata(**{key: json.loads(value) for key, value in values})
@@ -136,9 +163,36 @@ class Gallery:
         statement = "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT id FROM images)"
         return [row[0] for row in self._query(statement, json.dumps([int(each) for each in ids]))]
 
+    def paths(self, image_id: int) -> list[Path]:
+        """Absolute paths of the files that hold an image; none if it does not come from files."""
+        statement = "SELECT path FROM files WHERE image_id = ? ORDER BY path"
+        return [Path(os.fsdecode(path)) for (path,) in self._query(statement, int(image_id))]
+
+    def ids_matching(self, text: str) -> np.ndarray:
+        """Ids of images with `text` in a path or in the source: (N,) int64, ascending.
+
+        Upper and lower case of ASCII letters count as the same.
+        """
+        rows = self._query(
+            "SELECT id FROM images WHERE instr(lower(source), lower(?1)) UNION "
+            "SELECT image_id FROM files WHERE instr(lower(CAST(path AS TEXT)), lower(?1))",
+            text,
+        )
+        return np.sort(np.array([row[0] for row in rows], np.int64))
+
     def labels(self) -> list[str | None]:
         """Labels of all images, in the order of `ids`."""
         return [row[0] for row in self._query("SELECT label FROM images ORDER BY id")]
+
+    def label_counts(self) -> dict[str, int]:
+        """Number of images by label, in alphabetical order."""
+        statement = "SELECT label, count(*) FROM images WHERE label IS NOT NULL GROUP BY label"
+        return dict(self._query(statement))
+
+    def folders(self) -> dict[str, int]:
+        """Number of files by folder, in alphabetical order; the folders' names are for display."""
+        counts = Counter(os.path.dirname(path) for (path,) in self._query("SELECT path FROM files"))
+        return {display_path(folder): counts[folder] for folder in sorted(counts)}
 
     def embeddings(self) -> tuple[np.ndarray, np.ndarray]:
         """Ids (N,) int64, ascending, and their embeddings (N, D) float32."""
@@ -160,7 +214,7 @@ class Gallery:
         found = {row[0]: GalleryImage(*row) for row in self._query(statement, json.dumps(wanted))}
         return [found[each] for each in wanted]
 
-    def _query(self, statement: str, *values: str) -> list[tuple]:
+    def _query(self, statement: str, *values: str | int) -> list[tuple]:
         try:
             with self._lock:
                 return self._database.execute(statement, values).fetchall()
@@ -179,6 +233,7 @@ def write_gallery(
     images: Iterable[GalleryImage],
     queries: Iterable[GalleryImage] = (),
     embeddings: Sequence[np.ndarray] | np.ndarray = (),
+    files: Iterable[GalleryFile] = (),
 ) -> None:
     """Write a new gallery.
 
@@ -197,8 +252,14 @@ def write_gallery(
             ids = [row[0] for row in database.execute("SELECT id FROM images ORDER BY id")]
             blobs = (row.astype(np.float32).tobytes() for row in embeddings)
             insert("INSERT INTO embeddings VALUES (?, ?)", zip(ids, blobs, strict=True))
+        insert("INSERT INTO files VALUES (?, ?, ?, ?)", files)
         facts = [(key, json.dumps(value)) for key, value in asdict(metadata).items()]
         insert("INSERT INTO metadata VALUES (?, ?)", facts)
+
+
+def display_path(path: bytes) -> str:
+    """A path as text; bytes that are not UTF-8 are shown as ``\\xff``."""
+    return path.decode(errors="backslashreplace")
 
 
 def pixel_digest(pixels: np.ndarray) -> bytes:

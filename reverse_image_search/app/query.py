@@ -13,8 +13,8 @@ import streamlit as st
 from reverse_image_search.app.image_grid import Tile, data_uri, image_grid
 from reverse_image_search.app.query_image import as_encoder_sees, has_light_background, to_query
 from reverse_image_search.app.results import title_of
-from reverse_image_search.client.image_file import MAX_BYTES, ImageFileError, read_image
 from reverse_image_search.gallery import Gallery, GalleryImage, make_thumbnail, pixel_digest
+from reverse_image_search.image_file import MAX_BYTES, ImageFileError, read_image
 
 SOURCES = ("Test images", "Upload", "Camera")
 ALL_CLASSES = "All classes"

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from reverse_image_search import contract
-from reverse_image_search.client.image_file import read_image, to_rgb
+from reverse_image_search.image_file import read_image, to_rgb
 
 # Resampling in float32 can leave 0 to 1 by this much.
 _ROUNDING = 1e-5

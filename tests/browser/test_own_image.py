@@ -6,7 +6,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from reverse_image_search.app.query_image import to_query
-from reverse_image_search.client.image_file import read_image
+from reverse_image_search.image_file import read_image
 from tests.browser.app_page import PATIENCE
 from tests.image_corpus import data_of, encoded
 

@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from reverse_image_search.app.query_image import has_light_background, to_query
-from reverse_image_search.client.image_file import ImageFileError, read_image
+from reverse_image_search.image_file import ImageFileError, read_image
 from tests.image_corpus import corpus
 
 

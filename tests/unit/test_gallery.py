@@ -1,3 +1,4 @@
+import os
 import sqlite3
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from reverse_image_search.gallery import (
     Gallery,
     GalleryError,
+    GalleryFile,
     GalleryImage,
     GalleryMetadata,
     make_thumbnail,
@@ -66,6 +68,43 @@ def test_ids_by_label(path):
     assert gallery.query_ids().tolist() == [0, 1, 5]
     assert gallery.query_ids("Bag").tolist() == [0, 5]
     assert gallery.query_ids("Hat").tolist() == []
+
+
+def test_images_of_files(tmp_path):
+    """Two images in three files, one with a name that is not UTF-8."""
+    path = tmp_path / "gallery.sqlite"
+    write_gallery(
+        path,
+        METADATA,
+        images=[image(2), image(3, "Bag"), image(4, None)],
+        files=[
+            GalleryFile(b"/photos/boots/a_\xff.jpg", 2, 10, 1),
+            GalleryFile(b"/photos/bags/50%.jpg", 3, 20, 2),
+            GalleryFile(b"/photos/boots/copy.jpg", 2, 10, 3),
+        ],
+    )
+    gallery = Gallery(path)
+
+    assert [os.fsencode(each) for each in gallery.paths(2)] == [
+        b"/photos/boots/a_\xff.jpg",
+        b"/photos/boots/copy.jpg",
+    ]
+    assert gallery.paths(4) == []
+    assert gallery.folders() == {"/photos/bags": 1, "/photos/boots": 2}
+    assert gallery.label_counts() == {"Bag": 1, "Boot": 1}
+    assert gallery.ids_matching("SHOES/").tolist() == [2, 3, 4]  # of the source
+    assert gallery.ids_matching("boots/copy").tolist() == [2]
+    assert gallery.ids_matching("_").tolist() == [2]
+    assert gallery.ids_matching("%").tolist() == [3]
+    assert gallery.ids_matching("'\"").tolist() == []
+
+
+def test_gallery_of_an_earlier_version_is_named(path):
+    with sqlite3.connect(path) as database:
+        database.executescript("DROP TABLE files; PRAGMA user_version = 0")
+
+    with pytest.raises(GalleryError, match=f"another version.*Rebuild it with {BUILD_COMMAND}"):
+        Gallery(path)
 
 
 @pytest.mark.parametrize("ids", [[4], [2, -1], [10**18]])

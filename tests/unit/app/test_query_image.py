@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from reverse_image_search.app.query_image import as_encoder_sees, has_light_background, to_query
-from reverse_image_search.client.image_file import read_image
 from reverse_image_search.client.tensors import to_tensor
 from reverse_image_search.gallery import make_thumbnail
+from reverse_image_search.image_file import read_image
 from tests.image_corpus import encoded, quadrants
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reverse_image_search.client.image_file import MAX_SIDE
 from reverse_image_search.client.tensors import batches_of_one_shape, to_tensor, to_tensors
+from reverse_image_search.image_file import MAX_SIDE
 
 RGB = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)  # (height, width, 3)
 GRAY = RGB[..., 0]

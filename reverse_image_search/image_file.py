@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from reverse_image_search.client.first_frame import ImageFileError, exif_orientation, first_frame
+from reverse_image_search.first_frame import ImageFileError, exif_orientation, first_frame
 
 MAX_BYTES = 20 * 2**20  # .streamlit/config.toml has the same limit, in megabytes
 MAX_PIXELS = 25_000_000

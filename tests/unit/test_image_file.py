@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reverse_image_search.client.first_frame import exif_orientation
-from reverse_image_search.client.image_file import MAX_SIDE, ImageFileError, read_image, to_rgb
 from reverse_image_search.client.tensors import to_tensor
+from reverse_image_search.first_frame import exif_orientation
+from reverse_image_search.image_file import MAX_SIDE, ImageFileError, read_image, to_rgb
 from tests.image_corpus import (
     BLUE,
     EXIF_ORIENTATION,
@@ -36,7 +36,7 @@ MAX_MEGABYTES = 500
 _DECODE_EACH = """
 import json, re, sys, time
 from pathlib import Path
-from reverse_image_search.client.image_file import ImageFileError, read_image
+from reverse_image_search.image_file import ImageFileError, read_image
 
 def peak():  # kB; getrusage would give the parent's peak as well
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -50,13 +50,13 @@ _one_at_a_time = threading.Lock()
 class Photo(NamedTuple):
     """A decoded image file."""
 
-    pixels: np.ndarray  # (height, width, 3) uint8 RGB, upright, no side longer than `MAX_SIDE`
+    pixels: np.ndarray  # (height, width, 3) uint8 RGB, upright
     size: tuple[int, int]  # (width, height) of the file, in pixels
     notes: tuple[str, ...]  # what was done to the image that its owner may want to know
 
 
-def read_image(data: bytes) -> Photo:
-    """Decode a PNG, JPEG, WebP, GIF, BMP or AVIF file.
+def read_image(data: bytes, longest_side: int = MAX_SIDE) -> Photo:
+    """Decode a PNG, JPEG, WebP, GIF, BMP or AVIF file; no side is longer than `longest_side`.
 
     Of an animation the first frame is taken; the rest is what `to_rgb` does.
 
@@ -72,7 +72,7 @@ def read_image(data: bytes) -> Photo:
         )
     with _one_at_a_time:
         try:
-            return _decode(data)
+            return _decode(data, longest_side)
         except ImageFileError:
             raise
         except Image.DecompressionBombError as error:
@@ -109,7 +109,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return _opaque(_upright(image))
 
 
-def _decode(data: bytes) -> Photo:
+def _decode(data: bytes, longest_side: int) -> Photo:
     file_format, frame = first_frame(data)
     notes = []
     with Image.open(io.BytesIO(frame.data), formats=[file_format]) as image:
@@ -131,17 +131,17 @@ def _decode(data: bytes) -> Photo:
             notes.append("The image is animated: only its first frame is used.")
         if _orientation(image) != 1:
             notes.append("The image was turned upright, as its EXIF orientation says.")
-        upright = _upright(image)
+        upright = _upright(image, longest_side)
     if upright.mode == "RGBA" and upright.getchannel("A").getextrema() != (255, 255):
         notes.append("Transparent parts were filled with black or white.")
     return Photo(np.asarray(_opaque(upright)), size, tuple(notes))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation and shrink to `MAX_SIDE`; transparency, if any, is mode RGBA."""
+def _upright(image: Image.Image, longest_side: int = MAX_SIDE) -> Image.Image:
+    """Apply the EXIF orientation and shrink to `longest_side`; with transparency, mode RGBA."""
     orientation = _orientation(image)  # before conversions, which forget it
     image = _with_plain_values(image)
-    scale = MAX_SIDE / max(image.size)
+    scale = longest_side / max(image.size)
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BOX)

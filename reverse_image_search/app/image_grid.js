@@ -7,17 +7,23 @@
 export default function ({ data, parentElement, setStateValue }) {
   const list = parentElement.querySelector("ul");
   list.setAttribute("aria-label", data.label);
-  list.classList.toggle("adaptive", data.adaptive);
+  list.className = data.look;
 
   data.tiles.forEach((tile, position) => {
     const item = list.children[position] ?? list.appendChild(newItem());
-    fill(item.firstElementChild, tile, data.testId);
-    item.firstElementChild.onclick = () => {
-      for (const button of list.querySelectorAll("button")) {
-        button.setAttribute("aria-pressed", button === item.firstElementChild);
+    const [button, copy] = item.children;
+    item.style.setProperty("--ratio", tile.ratio);
+    fill(button, tile, data.testId);
+    button.onclick = () => {
+      for (const other of list.querySelectorAll("[aria-pressed]")) {
+        other.setAttribute("aria-pressed", other === button);
       }
       setStateValue("pick", { value: tile.value, time: performance.now() });
     };
+    copy.hidden = !tile.path;
+    copy.title = tile.path;
+    copy.setAttribute("aria-label", `Copy the path ${tile.path}`);
+    copy.onclick = () => copyText(copy, tile.path);
   });
   while (list.children.length > data.tiles.length) list.lastElementChild.remove();
 }
@@ -25,8 +31,9 @@ export default function ({ data, parentElement, setStateValue }) {
 function newItem() {
   const item = document.createElement("li");
   item.innerHTML =
-    '<button type="button"><span class="image"><img><span class="badge"></span></span>' +
-    '<span class="caption"></span></button>';
+    '<button type="button" class="pick"><span class="image"><img><span class="badge"></span>' +
+    '</span><span class="caption"></span></button>' +
+    '<button type="button" class="copy" hidden>Copy path</button>';
   return item;
 }
 
@@ -34,7 +41,7 @@ function fill(button, tile, testId) {
   button.dataset.testid = testId;
   button.dataset.value = tile.value;
   button.setAttribute("aria-label", tile.name);
-  button.setAttribute("aria-pressed", tile.picked);
+  if (tile.picked !== null) button.setAttribute("aria-pressed", tile.picked);
   button.title = tile.name;
   const image = button.querySelector("img");
   if (image.getAttribute("src") !== tile.source) image.src = tile.source;
@@ -48,4 +55,16 @@ function fill(button, tile, testId) {
       return line;
     }),
   );
+}
+
+async function copyText(button, text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Browsers give pages without TLS no clipboard, except those of this machine.
+    window.prompt("Path", text);
+    return;
+  }
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = "Copy path"), 1500);
 }

@@ -10,6 +10,7 @@ import base64
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import streamlit as st
 
@@ -19,6 +20,10 @@ _component = st.components.v2.component(
     css=Path(__file__).with_name("image_grid.css").read_text(),
     js=Path(__file__).with_name("image_grid.js").read_text(),
 )
+
+# "squares" are rows of five, "squares adaptive" rows of three on narrow screens; in "rows", each
+# image has its own aspect ratio.
+Look = Literal["squares", "squares adaptive", "rows", "rows compact"]
 
 
 @dataclass(frozen=True)
@@ -38,15 +43,21 @@ class Tile:
     source: str  # data URI of the image
     lines: tuple[Line, ...] = ()  # text below the image
     badge: str = ""  # short text across the image
-    picked: bool = False  # whether it was clicked last
+    picked: bool | None = False  # whether it was clicked last; None if a click opens a dialog
+    ratio: float = 1.0  # width by height
+    path: str = ""  # what the image's copy button copies; without it, there is no button
 
 
 def image_grid(
-    key: str, label: str, tiles: list[Tile], on_pick: Callable[[str], None], adaptive: bool = True
+    key: str,
+    label: str,
+    tiles: list[Tile],
+    on_pick: Callable[[str], None],
+    look: Look = "squares adaptive",
 ) -> None:
     """Show `tiles`; a click (or Enter) on one calls ``on_pick(tile.value)`` before the next run.
 
-    `label` is for screen readers; `adaptive` grids have three columns on narrow screens, not five.
+    `label` is for screen readers.
     """
 
     def picked() -> None:
@@ -55,7 +66,7 @@ def image_grid(
                 on_pick(value)
 
     shown = [asdict(tile) for tile in tiles]
-    data = {"label": label, "testId": key, "adaptive": adaptive, "tiles": shown}
+    data = {"label": label, "testId": key, "look": look, "tiles": shown}
     _component(key=key, data=data, on_pick_change=picked)
 
 

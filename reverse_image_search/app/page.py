@@ -13,24 +13,39 @@ import os
 import time
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import streamlit as st
 
 from reverse_image_search import layout
+from reverse_image_search.app.duplicates import show_duplicates
+from reverse_image_search.app.image_dialog import open_image, show_opened_image
 from reverse_image_search.app.image_grid import Line, Tile, data_uri, image_grid
 from reverse_image_search.app.messages import plain, show_problem
-from reverse_image_search.app.query import Query, choose_query, current_query, pick
-from reverse_image_search.app.query_card import query_card
-from reverse_image_search.app.results import majority, results_csv, title_of
+from reverse_image_search.app.originals import is_missing, shown_path
+from reverse_image_search.app.query import (
+    Query,
+    choose_query,
+    current_query,
+    pick,
+    pick_region,
+    tile_ratio,
+)
+from reverse_image_search.app.query_card import histogram, query_card
+from reverse_image_search.app.region_box import region_box
+from reverse_image_search.app.results import majority, name_of, narrow, results_csv, title_of
+from reverse_image_search.app.score_scale import score_scale
 from reverse_image_search.app.server_panel import show_how_it_works
 from reverse_image_search.client import Client, TritonError
 from reverse_image_search.client.search import WrongAnswerError, search_gallery, served_identity
-from reverse_image_search.gallery import Gallery, GalleryError, GalleryImage
+from reverse_image_search.gallery import Gallery, GalleryError, GalleryImage, make_thumbnail
+from reverse_image_search.image_file import MAX_SIDE
 
 TRITON_URL = os.environ.get("TRITON_URL") or "http://127.0.0.1:8000"
 OUTPUT_DIR = Path(os.environ.get("OUTPUT_DIR") or layout.REPOSITORY_ROOT)
 
+VIEWS = ("Search", "Near-duplicates")
 DEFAULT_RESULTS = 20
 REQUEST_TIMEOUT = 5.0  # seconds, for one request of a search
 WATCH_TIMEOUT = 2.0  # seconds, for one request of the watch and the side panel
@@ -40,6 +55,7 @@ _STYLE = """<style>
 .stMainBlockContainer { padding-top: 3.6rem; padding-bottom: 2rem; }
 .stMainBlockContainer h1 { padding: 0; font-size: 2.1rem; }
 [data-testid="stExpandSidebarButton"]::after { content: "How it works"; padding-left: .4rem; }
+[data-testid="stLayoutWrapper"]:has(> .st-key-news):not(:has(p)) { display: none; }
 .served { margin: 0; font-size: .72rem; line-height: 1.5; overflow-x: auto; }
 </style>"""
 
@@ -55,30 +71,65 @@ def main() -> None:
     )
     st.html(_STYLE)
     st.session_state.seen = observe()
+    st.session_state.pop("version", None)
     st.title("Reverse image search", anchor=False)
-    show_how_it_works(connect(WATCH_TIMEOUT), st.session_state.seen)
+    news = st.container(key="news")
+    show_how_it_works(connect(WATCH_TIMEOUT), st.session_state.seen[0])
     # Not a fragment: interrupting a fragment that has shown a grid before breaks Streamlit's page
     # ("Bad delta path index").
-    show_search(started)
+    show_gallery(started)
     st.session_state.just_drawn = True
-    watch()
+    with news:
+        watch()
 
 
-def show_search(started: float) -> None:
-    """Queries on the left, results on the right."""
+def show_gallery(started: float) -> None:
+    """Search the gallery or, if it is one of photos, look through its near-duplicates."""
+    stamp = gallery_stamp()
     try:
-        gallery = open_gallery(gallery_stamp())
-        st.caption(
-            f"{plain(gallery.metadata.dataset)} · {len(gallery):,} images · "
-            "click an image to find the ones most like it"
-        )
-        queries, results = st.columns([4, 7], gap="large")
-        with queries:
-            choose_query(gallery)
-        with results:
-            show_results(gallery, started)
-    except GalleryError as error:
+        version = st.session_state.version = open_gallery(stamp)
+        gallery, view = version.gallery, VIEWS[0]
+        facts = f"{plain(gallery.metadata.dataset)} · {len(gallery):,} images"
+        if gallery.metadata.is_photos:
+            st.caption(facts)
+            view = choose_view()
+        else:
+            st.caption(f"{facts} · click an image to find the ones most like it")
+        if view == VIEWS[0]:
+            show_search(gallery, started)
+        else:
+            show_duplicates(connect(REQUEST_TIMEOUT), gallery, stamp)
+        show_opened_image(gallery)
+    except WrongAnswerError as error:
+        if gallery_stamp() != stamp:
+            st.rerun()  # the gallery was updated after it was opened
         show_problem(error)
+    except (GalleryError, TritonError) as error:
+        show_problem(error)
+
+
+def choose_view() -> str:
+    """Search or near-duplicates."""
+    return st.segmented_control(
+        "View",
+        VIEWS,
+        default=VIEWS[0],
+        key="view",
+        required=True,
+        bind="query-params",
+        label_visibility="collapsed",
+        on_change=st.query_params.update,
+        args=({"page": "1"},),
+    )
+
+
+def show_search(gallery: Gallery, started: float) -> None:
+    """Queries on the left, results on the right."""
+    queries, results = st.columns([4, 7], gap="large")
+    with queries:
+        choose_query(gallery)
+    with results:
+        show_results(gallery, started)
 
 
 def show_results(gallery: Gallery, started: float) -> None:
@@ -86,26 +137,37 @@ def show_results(gallery: Gallery, started: float) -> None:
     try:
         query = current_query(gallery)
         answer = search_gallery(connect(REQUEST_TIMEOUT), gallery, query.pixels)
-    except (LookupError, TritonError, WrongAnswerError) as error:
+    except (LookupError, TritonError) as error:
         if isinstance(error, TritonError):
             # What the search met counts: the server may be back before the watch sees it gone.
-            st.session_state.seen = f"{type(error).__name__} {gallery_stamp()}"
+            st.session_state.seen = type(error).__name__, gallery_stamp()
         show_problem(error)
         return
     warn_of_other_gallery(gallery)
     card = st.container()  # filled last: it shows how long everything took
     if query.notes is not None:
         show_photo_settings(query.notes, gallery)
-    images, scores, details = show_controls(gallery, answer.ids, answer.scores)
+    if query.whole is not None:
+        show_region(query, query.whole)
+    shown = show_controls(gallery, query, answer.ids, answer.scores)
+    images, scores = shown.images, shown.scores
     st.subheader(f"Top {len(images)} similar images out of {len(gallery):,}", anchor=False)
-    tiles = result_tiles(images, scores, query, details)
-    image_grid("result", "Similar images, best first", tiles, partial(pick, gallery))
+    if gallery.metadata.is_photos:
+        tiles = photo_tiles(gallery, images, scores, query, shown.details)
+        image_grid("result", "Similar images, best first", tiles, open_image, "rows")
+    else:
+        tiles = result_tiles(images, scores, query, shown.details)
+        image_grid("result", "Similar images, best first", tiles, partial(pick, gallery))
+    chart = histogram(scores)
+    if gallery.metadata.is_photos and gallery.metadata.score_scale:
+        others = [image.sha256 not in query.digests for image in images]
+        chart = score_scale(gallery.metadata.score_scale, scores[others], shown.lowest)
     timing = (
         f"encoder {answer.embed_ms:.1f} ms · search {answer.find_ms:.1f} ms · "
         f"all with page {1e3 * (time.perf_counter() - started):.0f} ms"
     )
     with card:
-        query_card(query, majority(images), scores, timing)
+        query_card(query, majority(images), chart, timing, gallery.metadata.is_photos)
 
 
 def warn_of_other_gallery(gallery: Gallery) -> None:
@@ -129,17 +191,54 @@ def show_photo_settings(notes: tuple[str, ...], gallery: Gallery) -> None:
             st.toggle("Invert: light background to black", key="invert", persist_state="session")
 
 
-def show_controls(
-    gallery: Gallery, ids: np.ndarray, scores: np.ndarray
-) -> tuple[list[GalleryImage], np.ndarray, bool]:
-    """The results that the visitor wants to see, and whether with ids and sources."""
-    count = served = len(ids)
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+def show_region(query: Query, pixels: np.ndarray) -> None:
+    """A box to draw on the query image, to search for what is in it."""
+    part = st.expander(
+        "Search for a part of it",
+        expanded=query.region is not None,
+        icon=":material/crop:",
+        key="part",
+        on_change="rerun",
+    )
+    if not part.open:
+        return
+    with part:
+        st.caption("Drag a box. Keys: arrows move it, Shift and arrows resize it, Esc removes it.")
+        file = make_thumbnail(pixels, longest_side=MAX_SIDE)
+        region_box("region_box", f"Part of {query.name}", file, query.region, pick_region)
+
+
+class Shown(NamedTuple):
+    """The results that the visitor wants to see."""
+
+    images: list[GalleryImage]
+    scores: np.ndarray  # (k,) float32
+    details: bool  # whether with ids and sources
+    lowest: float | None  # score of the worst that is wanted
+
+
+def show_controls(gallery: Gallery, query: Query, ids: np.ndarray, scores: np.ndarray) -> Shown:
+    """Choose which of the results that were served are shown."""
+    count, served = len(ids), len(ids)
+    is_photos, lowest, left_out = gallery.metadata.is_photos, None, set[bytes]()
+    sliders = switches = st.container(horizontal=True, vertical_alignment="bottom")
+    if is_photos:
+        switches = st.container(horizontal=True, vertical_alignment="center")
+    with sliders:
         if served > 1:
             count = st.slider(
                 "Results", 1, served, min(DEFAULT_RESULTS, served), key="k", bind="query-params"
             )
-        images, scores = gallery.images(ids[:count]), scores[:count]
+        if is_photos:
+            lowest = st.slider(
+                "Lowest score", 0.0, 1.0, 0.0, 0.01, key="lowest", bind="query-params"
+            )
+    with switches:
+        if is_photos and st.toggle("Leave out the query", key="without_query"):
+            left_out = query.digests
+        # One more, as the query itself may be among them.
+        images, scores = gallery.images(ids[: count + 1]), scores[: count + 1]
+        images, scores = narrow(images, scores, count, lowest or None, left_out)
         details = st.toggle("Ids and sources", key="details")
         st.download_button(
             "CSV",
@@ -149,7 +248,33 @@ def show_controls(
             icon=":material/download:",
             on_click="ignore",
         )
-    return images, scores, details
+    return Shown(images, scores, details, lowest or None)
+
+
+def photo_tiles(
+    gallery: Gallery, images: list[GalleryImage], scores: np.ndarray, query: Query, details: bool
+) -> list[Tile]:
+    """Each result with its own score, file name and label."""
+    tiles = []
+    for rank, (image, score) in enumerate(zip(images, scores.tolist(), strict=True), start=1):
+        paths = gallery.paths(image.id)
+        lines = [Line(f"{score:.4f}", "strong"), Line(name_of(image))]
+        lines += [Line(image.label)] if image.label else []
+        lines += [Line(f"id {image.id} · {image.source}", "faint")] if details else []
+        badge = "same image" if image.sha256 in query.digests else ""
+        tiles.append(
+            Tile(
+                value=f"gallery-{image.id}",
+                name=f"Result {rank}: {name_of(image)}, score {score:.4f}. Open it.",
+                source=data_uri(image.thumbnail),
+                lines=tuple(lines),
+                badge="file is gone" if is_missing(paths) else badge,
+                ratio=tile_ratio(image),
+                path=shown_path(paths[0]) if paths else "",
+                picked=None,
+            )
+        )
+    return tiles
 
 
 def result_tiles(
@@ -182,14 +307,22 @@ def connect(timeout: float) -> Client:
     return Client(TRITON_URL, timeout)
 
 
+class GalleryVersion(NamedTuple):
+    """The gallery on disk, as it was when it was opened."""
+
+    gallery: Gallery
+    last_id: int  # the highest; images that are added later have higher ones
+
+
 @st.cache_resource(max_entries=2, show_spinner=False)
-def open_gallery(stamp: tuple[int, ...]) -> Gallery:
+def open_gallery(stamp: tuple[int, ...]) -> GalleryVersion:
     """The gallery on disk, opened once for all sessions, and again when its stamp changes."""
-    return Gallery(layout.gallery_file(OUTPUT_DIR))
+    gallery = Gallery(layout.gallery_file(OUTPUT_DIR))
+    return GalleryVersion(gallery, int(gallery.ids().max(initial=-1)))
 
 
 def gallery_stamp() -> tuple[int, ...]:
-    """Changes whenever a build puts another gallery there."""
+    """Changes whenever a build or an update puts another gallery there."""
     try:
         status = layout.gallery_file(OUTPUT_DIR).stat()
     except OSError:
@@ -198,22 +331,45 @@ def gallery_stamp() -> tuple[int, ...]:
 
 
 @st.cache_data(ttl=1, show_spinner=False)
-def observe() -> str:
+def observe() -> tuple[str, tuple[int, ...]]:
     """What the server serves, or what is wrong with it, and which gallery is there."""
     try:
         server = str(served_identity(connect(WATCH_TIMEOUT)))
     except TritonError as error:
         server = type(error).__name__
-    return f"{server} {gallery_stamp()}"
+    return server, gallery_stamp()
 
 
 @st.fragment(run_every=WATCH_INTERVAL)
 def watch() -> None:
-    """Draw the page again as soon as the server or the gallery has changed."""
+    """Draw the page again as soon as the server or the gallery has changed.
+
+    If images were added to the gallery or removed, say so instead: what the visitor looks at stays
+    until the next click.
+    """
     if st.session_state.pop("just_drawn", False):
         return  # `main` made this call, not the timer: a rerun here would never end
-    if observe() != st.session_state.seen:
+    seen, (server, stamp) = st.session_state.seen, observe()
+    if seen == (server, stamp):
+        return
+    news = gallery_news(stamp) if seen[0] == server else None
+    if news is None:
         st.rerun()
+    st.caption(f"{news}. Your next click searches the gallery as it is now.")
+
+
+def gallery_news(stamp: tuple[int, ...]) -> str | None:
+    """What was added and removed since the page was drawn; None if it needs to be drawn again."""
+    try:
+        drawn, now = st.session_state.version, open_gallery(stamp)
+    except (AttributeError, GalleryError):
+        return None
+    if drawn.gallery.metadata != now.gallery.metadata:
+        return None
+    added = int((now.gallery.ids() > drawn.last_id).sum())
+    removed = len(drawn.gallery) + added - len(now.gallery)
+    counts = [f"{n:,} {what}" for n, what in ((added, "added"), (removed, "removed")) if n]
+    return f"Images: {', '.join(counts)}" if counts else "Images have changed"
 
 
 if __name__ == "__main__":

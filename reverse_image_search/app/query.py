@@ -9,15 +9,26 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import streamlit as st
+from PIL import Image
 
-from reverse_image_search.app.image_grid import Tile, data_uri, image_grid
+from reverse_image_search.app.browse import browsed_ids, short_names
+from reverse_image_search.app.image_grid import Look, Tile, data_uri, image_grid
+from reverse_image_search.app.originals import DETAILED_SIDE, query_pixels
+from reverse_image_search.app.paste import accept_pasted_images
 from reverse_image_search.app.query_image import as_encoder_sees, has_light_background, to_query
-from reverse_image_search.app.results import title_of
+from reverse_image_search.app.region_box import Region, parse_region
+from reverse_image_search.app.results import name_of, title_of
 from reverse_image_search.gallery import Gallery, GalleryImage, make_thumbnail, pixel_digest
-from reverse_image_search.image_file import MAX_BYTES, ImageFileError, read_image
+from reverse_image_search.image_file import (
+    MAX_BYTES,
+    MAX_SIDE,
+    ImageFileError,
+    read_image,
+    to_rgb,
+)
 
-SOURCES = ("Test images", "Upload", "Camera")
 ALL_CLASSES = "All classes"
+EVERYTHING = "All"
 EXAMPLES_PER_PAGE = 20
 
 
@@ -29,25 +40,75 @@ class Query(NamedTuple):
     shown: dict[str, bytes]  # image files for the query card, by caption
     digests: set[bytes]  # SHA-256 digests that the same image would have in a gallery
     notes: tuple[str, ...] | None = None  # what was done to an uploaded image
+    region: Region | None = None  # the part of the image that is sent
+    whole: np.ndarray | None = None  # pixels that a region can be cut from
 
 
 def choose_query(gallery: Gallery) -> None:
-    """Examples to click on, or an image of one's own."""
+    """Images to click on, or one of the visitor's own."""
+    is_photos = gallery.metadata.is_photos
+    sources = ("Browse" if is_photos else "Test images", "Upload", "Camera")
     source = st.segmented_control(
-        "Search with", SOURCES, default=SOURCES[0], key="source", required=True, width="stretch"
+        "Search with", sources, default=sources[0], key="source", required=True, width="stretch"
     )
     if source == "Upload":
-        label = f"An image of your own, at most {MAX_BYTES // 2**20} MB"
-        st.file_uploader(label, key="upload", on_change=take_photo, args=("upload",))
+        label = f"An image of your own, at most {MAX_BYTES // 2**20} MB; or paste one (Ctrl+V)"
+        st.file_uploader(label, key="upload", on_change=take_photo, args=("upload", gallery))
+        accept_pasted_images()
     elif source == "Camera":
-        label = "An object in front of a plain background"
-        st.camera_input(label, key="camera", on_change=take_photo, args=("camera",))
+        label = "A photo" if is_photos else "An object in front of a plain background"
+        st.camera_input(label, key="camera", on_change=take_photo, args=("camera", gallery))
+    elif is_photos:
+        browse(gallery)
     else:
         choose_example(gallery)
 
 
+def browse(gallery: Gallery) -> None:
+    """The gallery's own images, by label, folder and text in the path, in order or shuffled."""
+    label = folder = None
+    first_page = partial(st.query_params.update, {"page": "1"})
+    if len(gallery.metadata.class_names) > 1:
+        counts = gallery.label_counts()
+        options = [EVERYTHING, *counts]
+        names = {EVERYTHING: EVERYTHING} | {each: f"{each} ({counts[each]:,})" for each in counts}
+        label = choose("Label", "label", options, names)
+    folders = gallery.folders()
+    if len(folders) > max(1, len(gallery.metadata.class_names)):
+        names = {EVERYTHING: EVERYTHING} | short_names(folders)
+        folder = choose("Folder", "folder", [EVERYTHING, *folders], names)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        text = st.text_input(
+            "Text in the path",
+            key="text",
+            type="search",
+            bind="query-params",
+            on_change=first_page,
+            placeholder="holiday/2024",
+        )
+        shuffle_button()
+    ids = browsed_ids(gallery, label, folder, text)
+    if not len(ids):
+        st.caption("No image matches.")
+    show_examples(gallery, "gallery", ids)
+
+
+def choose(title: str, key: str, options: list[str], names: dict[str, str]) -> str | None:
+    """A choice that the address keeps; None if it is `EVERYTHING`."""
+    chosen = st.selectbox(
+        title,
+        options,
+        key=key,
+        format_func=lambda option: names.get(option, option),
+        bind="query-params",
+        on_change=st.query_params.update,
+        args=({"page": "1"},),
+    )
+    return None if chosen == EVERYTHING else chosen
+
+
 def choose_example(gallery: Gallery) -> None:
-    """One page of the examples, by class, in order or shuffled."""
+    """The examples, by class, in order or shuffled."""
     class_name = ALL_CLASSES
     with st.container(horizontal=True, vertical_alignment="bottom"):
         if gallery.metadata.class_names:
@@ -59,37 +120,60 @@ def choose_example(gallery: Gallery) -> None:
                 on_change=st.query_params.update,
                 args=({"page": "1"},),
             )
-        st.button(
-            "Shuffle",
-            icon=":material/shuffle:",
-            on_click=st.query_params.update,
-            args=({"page": "1", "shuffle": str(np.random.default_rng().integers(1, 10_000))},),
-        )
+        shuffle_button()
     kind, ids = example_ids(gallery, None if class_name == ALL_CLASSES else class_name)
-    if seed := _number_in_address("shuffle"):
+    show_examples(gallery, kind, ids)
+
+
+def shuffle_button() -> None:
+    """A button that shows the images in another random order."""
+    st.button(
+        "Shuffle",
+        icon=":material/shuffle:",
+        on_click=st.query_params.update,
+        args=({"page": "1", "shuffle": str(np.random.default_rng().integers(1, 10_000))},),
+    )
+
+
+def show_examples(gallery: Gallery, kind: str, ids: np.ndarray) -> None:
+    """One page of images to click on, and buttons to the others."""
+    is_photos = gallery.metadata.is_photos
+    if seed := number_in_address("shuffle"):
         ids = np.random.default_rng(seed).permutation(ids)
     pages = max(1, -(-len(ids) // EXAMPLES_PER_PAGE))
-    page = min(_number_in_address("page", default=1), pages)
+    page = min(number_in_address("page", default=1), pages)
     shown = ids[(page - 1) * EXAMPLES_PER_PAGE : page * EXAMPLES_PER_PAGE]
     picked = _query_in_address(gallery)
     tiles = [
-        Tile(value, _name(kind, image), data_uri(image.thumbnail), picked=value == picked)
+        Tile(
+            value,
+            _name(kind, image),
+            data_uri(image.thumbnail),
+            picked=value == picked,
+            ratio=tile_ratio(image) if is_photos else 1.0,
+        )
         for image in (gallery.queries if kind == "test" else gallery.images)(shown)
         for value in [f"{kind}-{image.id}"]
     ]
-    on_pick = partial(pick, gallery)
-    image_grid("query", "Test images to search with", tiles, on_pick, adaptive=False)
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="center"):
-        page_button("Previous", "left", page - 1, pages)
-        st.markdown(f"{page:,} / {pages:,}", width="content")
-        page_button("Next", "right", page + 1, pages)
+    label = "Images to search with" if is_photos else "Test images to search with"
+    look: Look = "rows compact" if is_photos else "squares"
+    image_grid("query", label, tiles, partial(pick, gallery), look)
+    page_buttons(page, pages)
 
 
 def example_ids(gallery: Gallery, label: str | None) -> tuple[str, np.ndarray]:
     """Kind and ids of what a visitor may click on: gallery images where there is nothing else."""
-    if gallery.query_count:
+    if gallery.query_count and not gallery.metadata.is_photos:
         return "test", gallery.query_ids(label)
     return "gallery", gallery.ids(label)
+
+
+def page_buttons(page: int, pages: int) -> None:
+    """Buttons to the previous and next page, and which one this is."""
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="center"):
+        page_button("Previous", "left", page - 1, pages)
+        st.markdown(f"{page:,} / {pages:,}", width="content")
+        page_button("Next", "right", page + 1, pages)
 
 
 def page_button(label: str, side: Literal["left", "right"], page: int, pages: int) -> None:
@@ -104,13 +188,28 @@ def page_button(label: str, side: Literal["left", "right"], page: int, pages: in
     )
 
 
+def number_in_address(key: str, default: int = 0) -> int:
+    """A positive number in the page's address, else `default`."""
+    text = st.query_params.get(key, "")
+    return int(text) if re.fullmatch(r"[1-9]\d{0,8}", text) else default
+
+
 def pick(gallery: Gallery, value: str) -> None:
     """Search with the image of `gallery` that was clicked on."""
     # The address names the gallery: in another one, the id may be a different image.
+    st.query_params.pop("region", None)
     st.query_params.update({"query": value, "gallery": gallery.gallery_id})
 
 
-def take_photo(widget: str) -> None:
+def pick_region(region: str) -> None:
+    """Search with part of the query image; all of it if `region` is empty."""
+    if region:
+        st.query_params["region"] = region
+    else:
+        st.query_params.pop("region", None)
+
+
+def take_photo(widget: str, gallery: Gallery) -> None:
     """Read the image that was uploaded or taken; what is wrong with it appears as a problem."""
     state, file = st.session_state, st.session_state[widget]
     state.pop("photo", None)
@@ -118,9 +217,12 @@ def take_photo(widget: str) -> None:
         if st.query_params.get("query") == "photo":
             del st.query_params["query"]
         return
+    st.query_params.pop("region", None)
     st.query_params["query"] = "photo"
     try:
         state.photo = read_image(file.getvalue())
+        if gallery.metadata.is_photos:
+            state.photo_in_detail = read_image(file.getvalue(), DETAILED_SIDE).pixels
     except ImageFileError as error:
         state.photo = f"{file.name}: {error}"
         return
@@ -141,7 +243,28 @@ def current_query(gallery: Gallery) -> Query:
         raise LookupError(
             "The address names an image that this gallery does not have. Pick another one."
         ) from None
-    return Query(_name(kind, image), image.pixels, {"Query": image.thumbnail}, {image.sha256})
+    digests, shown = {image.sha256}, {"Query": image.thumbnail}
+    if not gallery.metadata.is_photos:
+        return Query(_name(kind, image), image.pixels, shown, digests)
+    region = parse_region(st.query_params.get("region", ""))
+    whole = query_pixels(gallery, image, DETAILED_SIDE if region else MAX_SIDE)
+    name = f"Gallery image {image.id}, {name_of(image)}"
+    return _query_for_part(name, whole, region, shown, digests)
+
+
+def _query_for_part(
+    name: str,
+    whole: np.ndarray,
+    region: Region | None,
+    shown: dict[str, bytes],
+    digests: set[bytes],
+    notes: tuple[str, ...] | None = None,
+) -> Query:
+    pixels = whole
+    if region:
+        pixels = np.asarray(to_rgb(Image.fromarray(region.cut(whole))))
+        shown = shown | {"Searched for": make_thumbnail(pixels)}
+    return Query(name, pixels, shown, digests, notes, region, whole)
 
 
 def _photo_query(gallery: Gallery) -> Query:
@@ -150,6 +273,12 @@ def _photo_query(gallery: Gallery) -> Query:
     if isinstance(photo, str):
         raise LookupError(photo)
     pixels = photo.pixels
+    if metadata.is_photos:
+        region = parse_region(st.query_params.get("region", ""))
+        whole = state.photo_in_detail if region else pixels
+        shown = {"Your image": make_thumbnail(pixels)}
+        digests = {state.photo_digest}
+        return _query_for_part(state.photo_name, whole, region, shown, digests, photo.notes)
     if metadata.shows_objects_on_black:
         pixels = to_query(pixels, state.crop, state.invert)
     size = metadata.encoder_height, metadata.encoder_width
@@ -162,6 +291,11 @@ def _photo_query(gallery: Gallery) -> Query:
     return Query(state.photo_name, pixels, shown, digests, photo.notes)
 
 
+def tile_ratio(image: GalleryImage) -> float:
+    """Width by height, but no tile is a narrow strip."""
+    return min(max(image.width / image.height, 0.5), 2.5)
+
+
 def _query_in_address(gallery: Gallery) -> str:
     """``test-0``, ``gallery-7`` or ``photo``; the first example where the address names none."""
     if "query" in st.query_params:
@@ -172,8 +306,3 @@ def _query_in_address(gallery: Gallery) -> str:
 
 def _name(kind: str, image: GalleryImage) -> str:
     return f"{kind.capitalize()} image {image.id}, {title_of(image)}"
-
-
-def _number_in_address(key: str, default: int = 0) -> int:
-    text = st.query_params.get(key, "")
-    return int(text) if re.fullmatch(r"[1-9]\d{0,8}", text) else default

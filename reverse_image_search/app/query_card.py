@@ -15,6 +15,7 @@ _STYLE = """<style>
 .card figure { margin: 0; width: clamp(7rem, 30vw, 9rem); }
 .card img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
             border-radius: .5rem; }
+.card.photos img { aspect-ratio: auto; max-height: 14rem; }
 .card img[src^="data:image/png"] { image-rendering: pixelated; }
 .card figcaption, .card .faint { font-size: .8rem; opacity: .8; }
 .card .facts { flex: 1; min-width: 12rem; }
@@ -27,27 +28,37 @@ _STYLE = """<style>
 
 
 def query_card(
-    query: Query, agreement: tuple[str, int] | None, scores: np.ndarray, timing: str
+    query: Query,
+    agreement: tuple[str, int, int] | None,
+    chart: str,
+    timing: str,
+    is_photo: bool = False,
 ) -> None:
-    """Show `query`, the results' most frequent label and its count, and their scores (K,)."""
+    """Show `query`, the results' most frequent label and its count, and an HTML `chart` of scores.
+
+    A photo is shown at its own aspect ratio.
+    """
     figures = "".join(
         f'<figure><img src="{data_uri(file)}" alt="{html.escape(f"{caption}: {query.name}")}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for caption, file in query.shown.items()
     )
     agreeing = agreement and (
-        f'<p data-testid="agreement"><b>{agreement[1]} of {len(scores)}</b> are '
+        f'<p data-testid="agreement"><b>{agreement[1]} of {agreement[2]}</b> are '
         f"{html.escape(agreement[0])}</p>"
     )
+    look = "card photos" if is_photo else "card"
     st.html(
-        f'{_STYLE}<div class="card" data-testid="query-card">{figures}<div class="facts">'
-        f'<p class="name">{html.escape(query.name)}</p>{agreeing or ""}{_histogram(scores)}'
+        f'{_STYLE}<div class="{look}" data-testid="query-card">{figures}<div class="facts">'
+        f'<p class="name">{html.escape(query.name)}</p>{agreeing or ""}{chart}'
         f'<p class="faint" data-testid="timing">{html.escape(timing)}</p></div></div>'
     )
 
 
-def _histogram(scores: np.ndarray) -> str:
-    """Bars that show how the scores spread between the lowest and the highest."""
+def histogram(scores: np.ndarray) -> str:
+    """Bars that show how scores (K,) spread between the lowest and the highest, as HTML."""
+    if not len(scores):
+        return ""
     low, high = float(scores.min()), float(scores.max())
     counts, _ = np.histogram(scores, 12, (low, high if high > low else low + 1))
     bars = "".join(f'<i style="height:{100 * n / counts.max():.0f}%"></i>' for n in counts)

@@ -190,8 +190,8 @@ def _run_later(page):
 def _tiles(page, key="result"):
     """Tiles of a grid of the page; none when it is not there."""
     for element in page.get("bidi_component"):
-        data = json.loads(element.proto.json)
-        if data["testId"] == key:
+        data = json.loads(element.proto.json or "{}")
+        if data.get("testId") == key:
             return data["tiles"]
     return []
 

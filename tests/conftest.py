@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ CHROMIUM_ARGUMENTS = [
 NOT_IN_BUILD = {"app", "client", "benchmark", "bin", "deploy"}
 
 
-SUITES = ("unit", "integration", "scripts", "browser", "docker", "faults")
+SUITES = ("unit", "integration", "scripts", "docs", "browser", "docker", "faults")
 
 _figures: list[str] = []
 
@@ -131,6 +132,34 @@ def _fingerprint_of_build() -> str:
         if not NOT_IN_BUILD.intersection(path.relative_to(REPO_ROOT).parts):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def copy_repository() -> Callable[..., Path]:
+    """``copy_repository(folder)``: what a user clones, with a .venv that has the packages."""
+
+    def copy(folder: Path, python: str = sys.executable) -> Path:
+        folder.mkdir(parents=True)
+        for name in ("reverse_image_search", ".streamlit"):
+            shutil.copytree(
+                REPO_ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        for name in (".env", "pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(REPO_ROOT / name, folder)
+        for path in REPO_ROOT.glob("requirements*.txt"):
+            shutil.copy(path, folder)
+        venv = folder / ".venv"
+        subprocess.run([python, "-m", "venv", "--without-pip", venv], check=True)
+        packages = venv / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+        (packages / "clone.pth").write_text(f"{folder}\n")
+        shared = [path for path in map(Path, sys.path) if path.name == "site-packages"]
+        (packages / "shared.pth").write_text("".join(f"{path}\n" for path in shared))
+        (folder / ".triton").mkdir()
+        for wheel in (REPO_ROOT / ".triton").glob("nvidia-pytriton-*"):
+            (folder / ".triton" / wheel.name).symlink_to(wheel.resolve())
+        return folder
+
+    return copy
 
 
 @pytest.fixture(scope="session")

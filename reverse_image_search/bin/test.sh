@@ -6,6 +6,7 @@
 #   unit         modules alone, against values known by hand and plain NumPy
 #   integration  a small build of real data, served by a real Triton; C++ libtorch
 #   scripts      what the commands print, start, and leave behind; README's code; style
+#   docs         the code of the course, typed as a reader would; the site and its links
 #   browser      the app in headless Chromium
 #   docker       the docker runtime, on a real Docker engine
 #   faults       killed processes, damaged files, hostile requests
@@ -24,7 +25,7 @@ set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
 source "$LIB_DIR/python_environment.sh"
 
-readonly SUITES=(unit integration scripts browser docker faults)
+readonly SUITES=(unit integration scripts docs browser docker faults)
 
 main() {
   local -a suites=() options=() paths=()
@@ -47,7 +48,7 @@ main() {
   ((${#suites[@]} + ${#paths[@]})) || suites=("${SUITES[@]}")
   paths+=("${suites[@]/#/tests/}")
 
-  prepare_python "$REPO_ROOT/requirements-test.txt" "$REPO_ROOT/requirements-evaluate.txt"
+  prepare_python "$REPO_ROOT"/requirements-{test,evaluate,tutorial,docs}.txt
   [[ " ${suites[*]} " != *" browser "* ]] || prepare_browser
   [[ " ${suites[*]} " != *" docker "* ]] || prepare_docker
 

@@ -91,6 +91,7 @@ def server_command(options: argparse.Namespace) -> tuple[list[str], dict[str, st
         f"--metrics-address={ADDRESS}", f"--metrics-port={options.metrics_port}",
         f"--http-restricted-api={closed}", f"--grpc-restricted-protocol={closed}",
         "--exit-timeout-secs=5",
+        *shlex.split(os.environ.get("TRITON_ARGUMENTS", "")),
     ]  # fmt: skip
     environment = os.environ | {
         # The backend's process takes the `python3` that it finds first.

@@ -1,0 +1,72 @@
+"""A clone with a small build and a running server, for the code of the documentation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from reverse_image_search.layout import BUILD_COMMAND
+from tests.conftest import SMALL_BUILD
+from tests.docs.pages import Page
+from tests.docs.terminals import Terminals
+from tests.running import REPO_ROOT, free_ports, processes_naming, script_environment
+
+COURSE = REPO_ROOT / "doc" / "tutorial"
+SERVER, EXPERIMENTS = ("8000", "8001", "8002"), ("8100", "8101", "8102")
+# The block of the index that the fixture `small_build` has run.
+BUILD_BLOCK = " ".join([BUILD_COMMAND, *SMALL_BUILD])
+
+
+@pytest.fixture(scope="session")
+def ports() -> dict[str, str]:
+    """A free port for each one that the course names."""
+    names = (*SERVER, *EXPERIMENTS)
+    return dict(zip(names, map(str, free_ports(len(names))), strict=True))
+
+
+@pytest.fixture(scope="session")
+def run_page(
+    small_build: Path,
+    copy_repository: Callable[..., Path],
+    ports: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    figure: Callable[[str], None],
+) -> Iterator[Callable[[Path], None]]:
+    """``run_page(path)``: type a page's code into fresh terminals; the course's index was before.
+
+    The index starts the server that all chapters use.
+    """
+    clone = copy_repository(tmp_path_factory.mktemp("course") / "clone")
+    shutil.copytree(small_build, clone, dirs_exist_ok=True)
+    (clone / "data").symlink_to(os.environ.get("TEST_DATA_DIR", REPO_ROOT / "data"))
+    names = ("TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
+    environment = script_environment(
+        **{name: ports[port] for name, port in zip(names, SERVER, strict=True)}, RUNTIME="local"
+    )
+    # The code is for a machine whose address nobody asks a proxy for.
+    environment = {k: v for k, v in environment.items() if "proxy" not in k.lower()}
+
+    def run(path: Path) -> None:
+        terminals = Terminals(clone, environment)
+        page = Page(path, terminals, ports, {BUILD_BLOCK})
+        try:
+            page.run()
+        finally:
+            terminals.close()
+        name = path.relative_to(REPO_ROOT)
+        figure(
+            f"{name}: {page.executed} blocks run, {page.not_executed} that need more than CI has"
+        )
+
+    try:
+        run(COURSE / "README.md")
+        yield run
+    finally:
+        for port in ports.values():
+            for pid in processes_naming(f"--http-port={port}"):
+                os.kill(pid, signal.SIGKILL)

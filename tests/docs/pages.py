@@ -91,12 +91,8 @@ class Page:
         return difference(example.parsed, printed, allowed)
 
     def _left_over(self) -> str | None:
-        printed, self._printed = self._printed, ""
-        return (
-            f"the page does not show what was printed:\n{printed}"
-            if (printed or "").strip()
-            else None
-        )
+        printed, self._printed = self._printed or "", ""
+        return f"the page does not show what was printed:\n{printed}" if printed.strip() else None
 
 
 def difference(shown: str, printed: str, allowed: re.Match | None = None) -> str | None:

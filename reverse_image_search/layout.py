@@ -2,14 +2,17 @@
 
     OUTPUT_DIR/
         model_repo/image_encoder/config.pbtxt, 1/model.pt       for Triton
-        model_repo/vector_similarity/config.pbtxt, 1/model.pt
+        model_repo/vector_similarity/config.pbtxt, 1/model.pt   2/, ... after updates
         ensemble_repo/image_search/config.pbtxt                 for Triton, with --ensemble
         gallery/gallery.sqlite                                  for the app
         gallery/SHA256SUMS                                      of all of the above
 
+A model's ``config.pbtxt`` names the version that is served.
+
 Standard library only: the start scripts use it without the packages of a build.
 """
 
+import re
 from pathlib import Path
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +28,7 @@ GALLERY = "gallery"
 PARTS = (MODEL_REPO, ENSEMBLE_REPO, GALLERY)  # folders of OUTPUT_DIR that a build replaces
 CHECKSUMS = f"{GALLERY}/SHA256SUMS"
 
-FIRST_VERSION = "1"
+FIRST_VERSION = 1
 MODEL_FILENAME = "model.pt"  # Triton's default for TorchScript
 
 
@@ -34,9 +37,32 @@ def gallery_file(output_dir: Path) -> Path:
     return output_dir / GALLERY / "gallery.sqlite"
 
 
-def version_folder(model_repo: Path, model_name: str) -> Path:
-    """Folder of the served version of a model."""
-    return model_repo / model_name / FIRST_VERSION
+def version_policy(version: int) -> str:
+    """The line of ``config.pbtxt`` that names the served version."""
+    return f"version_policy {{ specific {{ versions: {version} }} }}"
+
+
+def served_version(model_repo: Path, model_name: str) -> int:
+    """The version that ``config.pbtxt`` names; the first one while there is no such file."""
+    config = config_file(model_repo, model_name)
+    if not config.exists():
+        return FIRST_VERSION
+    pattern = re.escape(version_policy(0)).replace("0", r"(\d+)")
+    match = re.search(pattern, config.read_text())
+    return int(match[1]) if match else FIRST_VERSION
+
+
+def versions(model_repo: Path, model_name: str) -> list[int]:
+    """All versions of a model that have a folder, ascending."""
+    folders = (model_repo / model_name).glob("*")
+    return sorted(int(each.name) for each in folders if each.name.isdecimal() and each.is_dir())
+
+
+def version_folder(model_repo: Path, model_name: str, version: int | None = None) -> Path:
+    """Folder of a version of a model: by default, of the served one."""
+    if version is None:
+        version = served_version(model_repo, model_name)
+    return model_repo / model_name / str(version)
 
 
 def model_file(model_repo: Path, model_name: str) -> Path:

@@ -46,13 +46,13 @@ def main() -> int | str:
     options = _parse()
     port = options.http_port
     try:
-        run_file = state_folder() / "run" / f"{port}.pid"
+        pid_file = run_file(port)
         if options.stop:
-            return _stop(run_file, port)
+            return _stop(pid_file, port)
         check_platform()
         if missing := missing_memory(_NEEDED_MEMORY, "the server"):
             raise LocalServerError(missing)
-        if pid := running_pid(run_file):
+        if pid := running_pid(pid_file):
             raise LocalServerError(
                 f"a server of this project already runs on port {port} (process {pid}). "
                 f"Stop it with {STOP_COMMAND}"
@@ -60,9 +60,9 @@ def main() -> int | str:
         command, environment = server_command(options)
         if options.check:
             return 0
-        with run_lock(run_file, options.lock_fd) as lock:
+        with run_lock(pid_file, options.lock_fd) as lock:
             if options.detach:
-                return _detach(run_file, lock, port)
+                return _detach(pid_file, lock, port)
             print(os.getpid(), file=lock, flush=True)
             limit = int(_MEMORY_SHARE * memory_limit())
             supervisor = Supervisor(command, environment, port, limit)
@@ -79,6 +79,11 @@ def _on_stop_signal(stop: Callable[[], object]) -> None:
         # nohup(1) has a hang-up ignored, and it stays so.
         if signal.getsignal(signal_number) != signal.SIG_IGN:
             signal.signal(signal_number, lambda *_: stop())
+
+
+def run_file(http_port: int) -> Path:
+    """Where the server on `http_port` writes its process id; locked as long as it runs."""
+    return state_folder() / "run" / f"{http_port}.pid"
 
 
 @contextlib.contextmanager

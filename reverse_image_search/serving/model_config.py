@@ -8,7 +8,7 @@ repository runs on CPU and GPU.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reverse_image_search import contract
+from reverse_image_search import contract, layout
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def model_config(
     """
     settings = settings or ServerSettings()
     sections = _tensors(model, platform, embedding_dim, top_k)
+    sections.append(layout.version_policy(layout.FIRST_VERSION))
     if settings.dynamic_batching:
         delay = settings.max_queue_delay
         setting = f"max_queue_delay_microseconds: {delay} " if delay else ""

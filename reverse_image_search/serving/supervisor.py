@@ -24,6 +24,7 @@ _READY_TIMEOUT, _LONGEST_SILENCE = 120, 10  # seconds without READY: while it st
 _CHECK_INTERVAL = 1.0  # seconds between checks of a server that was READY
 _FIRST_PAUSE = 0.5  # seconds before the server is started again; doubled for each death in a row
 _DEATHS_BEFORE_READY = 3  # in a row, then the supervisor gives up
+_INSTANCE_ARGUMENT = 8  # of the Python backend's processes: image_encoder_0, for one
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -87,22 +88,26 @@ class Supervisor:
         url = f"http://{ADDRESS}:{self.http_port}"
         start = answered = checked = time.monotonic()
         ready = False
-        models: set[int] = set()
+        models: dict[int, str] = {}  # what each process of the Python backend runs
         while not self._stopping:
             if (code := server.poll()) is not None:
                 exit_name = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
                 return ready, f"ended with {exit_name}"
             # From the start: one may die as soon as the server is READY.
             children = _children(server.pid)
-            models |= {pid for pid in children if _runs_a_model(pid)}
+            models |= {pid: name for pid in children if (name := _model_instance(pid))}
             # A request of a few bytes can ask Triton for any amount of memory (doc/faults.md).
             used = used_memory({server.pid, *children, *models}, self._shared_memory())
             if used > self.memory_limit:
                 limit = f"its limit: {self.memory_limit / 2**30:.1f} GB"
                 return ready, f"used {used / 2**30:.1f} GB of memory ({limit})"
+            dead = set(filter(is_dead, models))
+            living = {models[pid] for pid in models.keys() - dead}
+            lost = {pid for pid in dead if models[pid] not in living}  # others have a new version
             # Triton goes on saying READY, and answers each request with an error.
-            if ready and any(map(is_dead, models)):
+            if ready and lost:
                 return True, "lost the process of a model"
+            models = {pid: name for pid, name in models.items() if pid not in dead - lost}
             now = time.monotonic()
             if not ready or now - checked > _CHECK_INTERVAL:
                 checked = now
@@ -189,9 +194,13 @@ def _children(pid: int) -> set[int]:
     return {child for child in children if not is_dead(child)}
 
 
-def _runs_a_model(pid: int) -> bool:
-    """Whether a child of Triton is one of the Python backend's; its metrics start others."""
+def _model_instance(pid: int) -> str | None:
+    """Name of the model's instance that a child of Triton runs, the same in all versions.
+
+    None for other children: Triton's metrics start some.
+    """
     with contextlib.suppress(OSError):
-        program = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]
-        return program.endswith(b"triton_python_backend_stub")
-    return False
+        arguments = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+        if arguments[0].endswith("triton_python_backend_stub"):
+            return "".join(arguments[_INSTANCE_ARGUMENT : _INSTANCE_ARGUMENT + 1])
+    return None

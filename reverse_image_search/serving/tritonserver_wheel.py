@@ -84,7 +84,8 @@ def server_command(options: argparse.Namespace) -> tuple[list[str], dict[str, st
         *(f"--model-repository={_path_without_spaces(path)}" for path in options.model_repository),
         f"--backend-directory={backends}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(options.http_port)}",
-        "--model-control-mode=none",
+        # Takes over new versions, see doc/live_updates.md. Strict, it would not be READY meanwhile.
+        "--model-control-mode=poll", "--repository-poll-secs=1", "--strict-readiness=false",
         "--disable-auto-complete-config",
         f"--http-address={ADDRESS}", f"--http-port={options.http_port}",
         f"--grpc-address={ADDRESS}", f"--grpc-port={options.grpc_port}",

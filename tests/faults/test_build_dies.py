@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from reverse_image_search import layout
 from reverse_image_search.client import Client
 from reverse_image_search.layout import gallery_file
 from reverse_image_search.serving.publishing import (
     PublishingError,
     finish_publishing,
+    publish_index_version,
     staging,
     verify,
 )
@@ -70,10 +72,19 @@ def start_check(output_dir: Path) -> subprocess.CompletedProcess:
     )
 
 
-def run_staged(output_dir: Path, content: str, accident: str, at: int):
+def run_staged(output_dir: Path, content: str, accident: str, at: int, *what: str):
     """A tiny build in a process of its own, which meets with an accident."""
     return subprocess.run(
-        [sys.executable, "-m", "tests.faults.staged_build", output_dir, content, accident, str(at)],
+        [
+            sys.executable,
+            "-m",
+            "tests.faults.staged_build",
+            output_dir,
+            content,
+            accident,
+            str(at),
+            *what,
+        ],
         cwd=REPO_ROOT,
         capture_output=True,
         text=True,
@@ -89,19 +100,28 @@ def published(output_dir: Path) -> str:
     """The text that all published files have, after a start: "old" or "new"."""
     finish_publishing(output_dir)
     verify(output_dir)
-    texts = {(output_dir / name).read_text() for name in staged_build.FILES}
+    texts = set(staged_build.served(output_dir).values())
     assert len(texts) == 1, f"files of two builds: {texts}"
     assert not (output_dir / ".build" / "ready").exists()
     return texts.pop()
 
 
+@pytest.fixture
+def fast_folder(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder in memory, where flushing costs nothing."""
+    memory = Path("/dev/shm")
+    parent = memory if os.access(memory, os.W_OK) else tmp_path
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("accident", ["kill", "fail"])
-def test_an_accident_at_each_change_of_the_file_system(tmp_path: Path, accident, tally):
+def test_an_accident_at_each_change_of_the_file_system(fast_folder: Path, accident, tally):
     """From the first folder made to the last one deleted, one after the other: no gap."""
     row = tally(f"publishing, {'killed' if accident == 'kill' else 'disk full'} at each change")
     outcomes = []
     for at in range(1, CHANGES_AT_MOST):
-        output_dir = tmp_path / str(at)
+        output_dir = fast_folder / str(at)
         publish(output_dir, "old")
         result = run_staged(output_dir, "new", accident, at)
         if result.stdout and int(result.stdout) < at:
@@ -122,10 +142,43 @@ def test_an_accident_at_each_change_of_the_file_system(tmp_path: Path, accident,
     row.note = f"old one served {outcomes.count('old')} times, new one {outcomes.count('new')}"
 
 
-def test_a_first_build_that_dies_leaves_nothing_that_passes_for_one(tmp_path: Path, tally):
+@pytest.mark.parametrize("what", ["update", "previous"])
+def test_an_update_that_is_killed_at_each_change_of_the_file_system(fast_folder: Path, what, tally):
+    """A server that starts before anything finished what was cut short serves one whole version."""
+    row = tally(f"{what}, killed at each change")
+    outcomes = []
+    for at in range(1, CHANGES_AT_MOST):
+        output_dir = fast_folder / str(at)
+        publish(output_dir, "older")
+        publish_index_version(output_dir, lambda folder: staged_build.write_update(folder, "old"))
+        result = run_staged(output_dir, "new", "kill", at, what)
+        if result.stdout and int(result.stdout) < at:
+            break
+        new = "new" if what == "update" else "older"
+        with row.case(f"change {at}"):
+            at_once = staged_build.served(output_dir)["vector_similarity"]
+            assert at_once in ("old", new)
+            finish_publishing(output_dir)
+            verify(output_dir)
+            outcomes.append(staged_build.served(output_dir)["vector_similarity"])
+            assert outcomes[-1] in ("old", new)
+            assert outcomes[-1] == new or at_once == "old", "went back to the old version"
+            numbers = layout.versions(output_dir / "model_repo", "vector_similarity")
+            version = publish_index_version(
+                output_dir, lambda folder: staged_build.write_update(folder, "third")
+            )
+            assert version > max(numbers)
+            verify(output_dir)
+            shutil.rmtree(output_dir)
+    assert 20 < len(outcomes) < CHANGES_AT_MOST - 1
+    assert outcomes == sorted(outcomes, key=("old", new).index)
+    row.note = f"old one served {outcomes.count('old')} times, new one {outcomes.count(new)}"
+
+
+def test_a_first_build_that_dies_leaves_nothing_that_passes_for_one(fast_folder: Path, tally):
     row = tally("first build, killed at each change")
     for at in range(1, CHANGES_AT_MOST):
-        output_dir = tmp_path / str(at)
+        output_dir = fast_folder / str(at)
         if run_staged(output_dir, "new", "kill", at).returncode == 0:
             break
         with row.case(f"change {at}"):

@@ -100,8 +100,9 @@ def test_closed_doors_over_grpc(victim: Triton, method, request_type):
     assert "restricted" in caught.value.details()
 
 
-def test_models_cannot_be_changed_while_serving(victim: Triton):
-    assert "| model_control_mode               | MODE_NONE" in victim.log
+def test_models_change_only_through_the_model_repository(victim: Triton):
+    """While it polls, Triton refuses to load and unload models even for those who have the key."""
+    assert "| model_control_mode               | MODE_POLL" in victim.log
 
 
 FORBIDDEN = {

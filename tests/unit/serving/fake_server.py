@@ -3,7 +3,8 @@
     fake_server.py PORT [BEHAVIOR]
 
 BEHAVIOR is what it does once it has been asked whether it is ready: nothing (default), `die`,
-`lose-model`, `lose-other` (a child that runs no model), or `eat` memory. `crash` ends it at once.
+`lose-model`, `switch-model` (to a process of a new version), `lose-other` (a child that runs no
+model), or `eat` memory. `crash` ends it at once.
 """
 
 import http.server
@@ -17,10 +18,15 @@ import time
 port, behavior = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
 if behavior == "crash":
     sys.exit(3)
-models = [
-    subprocess.Popen(["triton_python_backend_stub", "600"], executable="/bin/sleep")
-    for _ in range(2)
-]
+
+
+def start_model(name: str) -> subprocess.Popen:
+    """A process that sleeps, with its name where the Python backend has it."""
+    command = ["triton_python_backend_stub", "600", *"000000", name]
+    return subprocess.Popen(command, executable="/bin/sleep")
+
+
+models = [start_model(name) for name in "12"]
 marker = os.environ.get("ONCE")  # a file: what is done once is not done by the next server
 if marker and os.path.exists(marker):
     behavior = ""
@@ -33,6 +39,10 @@ def misbehave() -> None:
     if behavior == "die":
         os.kill(os.getpid(), signal.SIGABRT)
     if behavior == "lose-model":
+        models[0].kill()
+    if behavior == "switch-model":
+        start_model("1")
+        time.sleep(0.5)
         models[0].kill()
     if behavior == "lose-other":
         subprocess.run(["sleep", "0.5"])

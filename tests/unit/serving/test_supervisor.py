@@ -100,9 +100,10 @@ def test_a_server_is_started_again(supervise, behavior, reason):
     assert supervised.log.count("starting it again") == 1
 
 
-def test_other_children_of_the_server_may_end(supervise):
-    """Triton's metrics start programs that look for GPUs."""
-    supervised = supervise("lose-other")
+@pytest.mark.parametrize("behavior", ["lose-other", "switch-model"])
+def test_other_children_of_the_server_may_end(supervise, behavior):
+    """Triton's metrics start programs that look for GPUs; an old version's process ends."""
+    supervised = supervise(behavior)
 
     time.sleep(3)
 

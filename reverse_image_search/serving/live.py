@@ -1,0 +1,88 @@
+"""Wait until a running server has taken over what was published.
+
+Servers of both runtimes look at the model repository once a second (doc/live_updates.md). There is
+nothing to tell them, and nobody could: model control is closed.
+
+Only the standard library.
+"""
+
+import contextlib
+import http.client
+import json
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from reverse_image_search import layout
+from reverse_image_search.contract import GALLERY_ID_PARAMETER, MODELS, VECTOR_SIMILARITY
+from reverse_image_search.serving.local_server import run_file, running_pid
+
+_PAUSE = 0.02  # seconds between two questions
+_TIMEOUT = 120  # seconds in which the largest index is read from a slow disk and warmed up
+
+
+class NotServedError(Exception):
+    """A running server did not take over what was published."""
+
+
+def wait_until_served(output_dir: Path, url: str, timeout: float = _TIMEOUT) -> float | None:
+    """Wait until the server at `url` answers with what was published: seconds that took.
+
+    None where no server runs there, or one of another gallery. A request that begins after this
+    returned is answered by the published versions.
+
+    Raises NotServedError after `timeout` seconds; the server then still serves the old versions.
+    """
+    start = time.monotonic()
+    while True:
+        try:
+            if all(_is_published(output_dir, _config(url, model.name)) for model in MODELS):
+                return time.monotonic() - start
+            if _is_foreign(output_dir, _config(url, VECTOR_SIMILARITY.name)):
+                return None
+        except ConnectionRefusedError:
+            if not running_pid(run_file(urlsplit(url).port or 80)):  # it may be starting
+                return None
+        except (OSError, http.client.HTTPException):
+            pass  # busy, or a container that is starting
+        if time.monotonic() - start > timeout:
+            raise NotServedError(
+                f"the server at {url} has not taken over the new version within {timeout:g} s; "
+                "its log says why. Start it again to serve it."
+            )
+        time.sleep(_PAUSE)
+
+
+def _is_published(output_dir: Path, served: dict) -> bool:
+    """Whether a configuration that a server answers with is the published one."""
+    published = layout.config_file(output_dir / layout.MODEL_REPO, served.get("name", ""))
+    if not published.exists():
+        return False
+    text = published.read_text()
+    versions = served.get("version_policy", {}).get("specific", {}).get("versions", [0])
+    return layout.version_policy(versions[0]) in text and all(
+        f'"{parameter["string_value"]}"' in text for parameter in served["parameters"].values()
+    )
+
+
+def _is_foreign(output_dir: Path, served: dict) -> bool:
+    """Whether it is of neither the published gallery nor the one that this replaced."""
+    parameters = served.get("parameters", {})
+    if GALLERY_ID_PARAMETER not in parameters:
+        return bool(parameters)  # none while a server starts
+    value = f'"{parameters[GALLERY_ID_PARAMETER]["string_value"]}"'
+    folders = (output_dir, output_dir / ".build" / "previous")
+    configs = (layout.config_file(f / layout.MODEL_REPO, served["name"]) for f in folders)
+    return not any(path.exists() and value in path.read_text() for path in configs)
+
+
+def _config(url: str, model_name: str) -> dict:
+    """The configuration of the version of a model that answers now; empty where none does."""
+    address = urlsplit(url)
+    # Not urllib.request, which would ask the proxy that http_proxy names.
+    kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+    with contextlib.closing(kind(address.hostname or "", address.port, timeout=5)) as connection:
+        connection.request("GET", f"{address.path.rstrip('/')}/v2/models/{model_name}/config")
+        response = connection.getresponse()
+        content = response.read()
+    return json.loads(content) if response.status == 200 else {}

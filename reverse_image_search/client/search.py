@@ -43,6 +43,11 @@ class ServedIdentity:
     encoder_id: str
     index: IndexIdentity
 
+    @property
+    def is_one_build(self) -> bool:
+        """Whether the index was made with the encoder that is served."""
+        return self.encoder_id == self.index.encoder_id
+
     def __str__(self) -> str:
         return (
             f"encoder {self.encoder_id or 'unknown'}, index of gallery "
@@ -50,15 +55,24 @@ class ServedIdentity:
         )
 
 
+_PAUSE = 0.1  # seconds between two looks at a server that takes another build over
+
 # The last identity that was read, by the server's address.
 _known: dict[str, ServedIdentity] = {}
 
 
-def search_gallery(client: Client, gallery: Gallery, image: Image.Image | np.ndarray) -> Answer:
+def search_gallery(
+    client: Client,
+    gallery: Gallery,
+    image: Image.Image | np.ndarray,
+    switch_timeout: float = 5.0,
+) -> Answer:
     """Search `gallery` for one image (see `Client.embed` for its forms).
 
-    Costs one request more than the two calls: after its answer, the index is asked what it is. If
-    that is what was known before, the server was not replaced in between; else all is done again.
+    Costs two requests more than the two calls: after the answer, both models are asked what they
+    are. If that is what was known before, no other build was taken over in between; else all is
+    done again. A server takes over encoder and index one after the other: for `switch_timeout`
+    seconds, the second one is waited for.
 
     Raises
     ------
@@ -67,8 +81,8 @@ def search_gallery(client: Client, gallery: Gallery, image: Image.Image | np.nda
     """
     with contextlib.suppress(WrongAnswerError):
         return _search(client, gallery, image, _known.get(client.url) or served_identity(client))
-    # The server or the gallery may have been replaced since the identity was read.
-    return _search(client, gallery, image, served_identity(client))
+    # Another build may have been published since the identity was read.
+    return _search(client, gallery, image, _settled_identity(client, switch_timeout))
 
 
 def served_identity(client: Client) -> ServedIdentity:
@@ -83,6 +97,16 @@ def check_identity(client: Client, gallery: Gallery) -> None:
     _compare(served_identity(client), gallery)
 
 
+def _settled_identity(client: Client, timeout: float) -> ServedIdentity:
+    """The identity of both models once they are of one build, or after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        identity = served_identity(client)
+        if identity.is_one_build or time.monotonic() > deadline:
+            return identity
+        time.sleep(_PAUSE)
+
+
 def _search(
     client: Client, gallery: Gallery, image: Image.Image | np.ndarray, known: ServedIdentity
 ) -> Answer:
@@ -92,9 +116,9 @@ def _search(
     embedded = time.perf_counter()
     (ids,), (scores,) = client.find_similar(embeddings)
     found = time.perf_counter()
-    if _index_identity(client) != known.index:
+    if served_identity(client) != known:
         raise WrongAnswerError(
-            "The server was replaced during the search, so results could be wrong. Search again"
+            "The models were replaced during the search, so results could be wrong. Search again"
         )
     is_neighbor = ids != contract.NO_NEIGHBOR
     ids, scores = ids[is_neighbor], scores[is_neighbor]
@@ -114,11 +138,16 @@ def _search(
 def _compare(served: ServedIdentity, gallery: Gallery) -> None:
     index = IndexIdentity(gallery.encoder_id, gallery.gallery_id)
     expected = ServedIdentity(gallery.encoder_id, index)
+    if not served.is_one_build:
+        raise WrongAnswerError(
+            f"The server is taking over another build ({served}). Search again in a few seconds. "
+            f"If that does not help, stop it and start it again with {START_COMMAND}"
+        )
     if served != expected:
         raise WrongAnswerError(
             "The server's models are of another build than the gallery, so results would show "
-            f"wrong images (gallery: {expected}; server: {served}). Stop the "
-            f"server and start it again with {START_COMMAND}"
+            f"wrong images (gallery: {expected}; server: {served}). It takes a new build over "
+            f"within seconds; else stop it and start it again with {START_COMMAND}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Wait until a running server has taken over what was published.
+"""Wait until a running server has taken over what was published; roll back.
 
 Servers of both runtimes look at the model repository once a second (doc/live_updates.md). There is
 nothing to tell them, and nobody could: model control is closed.
@@ -9,6 +9,7 @@ Only the standard library.
 import contextlib
 import http.client
 import json
+import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,9 +17,11 @@ from urllib.parse import urlsplit
 from reverse_image_search import layout
 from reverse_image_search.contract import GALLERY_ID_PARAMETER, MODELS, VECTOR_SIMILARITY
 from reverse_image_search.serving.local_server import run_file, running_pid
+from reverse_image_search.serving.publishing import PublishingError, roll_back
 
 _PAUSE = 0.02  # seconds between two questions
 _TIMEOUT = 120  # seconds in which the largest index is read from a slow disk and warmed up
+_NO_SERVER = 4  # exit code
 
 
 class NotServedError(Exception):
@@ -86,3 +89,25 @@ def _config(url: str, model_name: str) -> dict:
         response = connection.getresponse()
         content = response.read()
     return json.loads(content) if response.status == 200 else {}
+
+
+def main() -> int | str:
+    """Roll back, and wait for the server that runs; `_NO_SERVER` where none does."""
+    output_dir, url = Path(sys.argv[1]), sys.argv[2]
+    try:
+        roll_back(output_dir)
+        version = layout.served_version(output_dir / layout.MODEL_REPO, VECTOR_SIMILARITY.name)
+        print(f"Went back to what was served before, as version {version}.", flush=True)
+        seconds = wait_until_served(output_dir, url)
+    except (PublishingError, NotServedError) as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    if seconds is None:
+        return _NO_SERVER
+    print(f"The server at {url} took it over within {seconds:.1f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -468,15 +468,10 @@ def _lock(path: Path, wait: bool) -> Iterator[None]:
 
 
 def main() -> str | None:
-    """Finish what was left half published, then verify it; returns what is wrong.
-
-    With ``--previous`` after the folder, roll back first.
-    """
+    """Finish what a build left half published, then verify it; returns what is wrong."""
     output_dir = Path(sys.argv[1])
     try:
         finish_publishing(output_dir)
-        if "--previous" in sys.argv[2:]:
-            roll_back(output_dir)
         verify(output_dir)
     except PublishingError as error:
         return str(error)

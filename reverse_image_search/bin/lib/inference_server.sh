@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Usage: start_inference_server_DEVICE.sh [--detach | --stop | --check] [--ensemble] [--host ADDRESS]
+# Usage: start_inference_server_DEVICE.sh [--detach | --stop | --check] [--previous] [--ensemble] [--host ADDRESS]
 #
 # Serves both models of model_repo/ with Triton on the DEVICE until Ctrl-C: HTTP on port 8000, gRPC
 # on 8001, metrics on 8002 (ports of .env).
@@ -7,6 +7,8 @@
 #   --detach    start in the background and return when both models are READY
 #   --stop      stop a server that was started with --detach
 #   --check     do not start; install what is missing and say whether this machine can serve
+#   --previous  go back to what was served before the last update or build; a running server takes it
+#               over. The same again returns to the newer one
 #   --ensemble  also serve ensemble_repo/: image_search, from image to ids and scores in one call
 #   --host ADDRESS
 #               docker runtime: publish the ports there instead of on 127.0.0.1 (BIND_ADDRESS)
@@ -20,12 +22,13 @@ source "$LIB_DIR/docker.sh"
 
 # start_inference_server cpu|gpu [options]
 start_inference_server() {
-  local device="$1" action=serve detach=0 ensemble=0 host=""
+  local device="$1" action=serve detach=0 ensemble=0 previous=0 host=""
   while shift && (($#)); do
     case "$1" in
       --check | --stop) action="${1#--}" ;;
       --detach) detach=1 ;;
       --ensemble) ensemble=1 ;;
+      --previous) previous=1 ;;
       --host)
         host="${2-}"
         check_address "$host" --host
@@ -56,8 +59,19 @@ start_inference_server() {
     die "the local server listens on 127.0.0.1 only, not on $host: its release has known critical vulnerabilities. For --host, install Docker and use RUNTIME=docker."
   [[ $device == cpu ]] || has_nvidia_gpu ||
     die "no NVIDIA GPU found (nvidia-smi lists none). Use $BIN/start_inference_server_cpu.sh"
+  if ((previous)); then
+    roll_back || return 0
+  fi
   [[ $action == check ]] || verify_build
   "${RUNTIME}_$action"
+}
+
+# Publishes what was served before. Fails where a server runs, which then serves it already.
+roll_back() {
+  local code=0 no_server=4
+  run_module serving.live "$OUTPUT_DIR" "http://${BIND_ADDRESS/#0.0.0.0/127.0.0.1}:$TRITON_HTTP_PORT" || code=$?
+  ((code == 0 || code == no_server)) || exit 1
+  ((code == no_server))
 }
 
 # These use the variables of `start_inference_server`.

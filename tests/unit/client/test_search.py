@@ -1,4 +1,4 @@
-"""No image is shown that could be a wrong one, and a search costs one request more."""
+"""No image is shown that could be a wrong one, and a search costs two requests more."""
 
 import itertools
 
@@ -19,6 +19,7 @@ IMAGE = np.zeros((2, 2), np.uint8)
 # What a server may be: encoder, and the encoder and the gallery of its index.
 RIGHT = ("encoder 1", "encoder 1", "gallery 1")
 REBUILT = ("encoder 2", "encoder 2", "gallery 2")
+HALF_REBUILT = ("encoder 2", "encoder 1", "gallery 1")
 ports = itertools.count(1)
 
 
@@ -102,12 +103,17 @@ def test_ids_and_scores_come_as_the_server_gave_them(gallery):
     assert answer.find_ms >= 0
 
 
-def test_a_search_costs_one_request_more(known, gallery):
+def test_a_search_costs_two_requests_more(known, gallery):
     server = StubServer()
     for _ in range(3):
         search_gallery(server, gallery, IMAGE)
 
-    assert server.requests == 3 * ["embed", "find", "config vector_similarity"]
+    assert server.requests == 3 * [
+        "embed",
+        "find",
+        "config image_encoder",
+        "config vector_similarity",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +121,7 @@ def test_a_search_costs_one_request_more(known, gallery):
     [
         REBUILT,
         ("", "", ""),  # models of somebody else
-        ("encoder 2", "encoder 1", "gallery 1"),
+        HALF_REBUILT,
         ("encoder 1", "encoder 2", "gallery 1"),
         ("encoder 1", "encoder 1", "gallery 2"),
         ("encoder 2", "encoder 2", "gallery 1"),
@@ -125,7 +131,7 @@ def test_models_of_another_build_are_not_even_asked(gallery, served):
     server = StubServer(served)
 
     with pytest.raises(WrongAnswerError, match=r"another build.*start_inference_server_cpu\.sh"):
-        search_gallery(server, gallery, IMAGE)
+        search_gallery(server, gallery, IMAGE, switch_timeout=0)
     with pytest.raises(WrongAnswerError, match="another build"):
         check_identity(server, gallery)
     assert not {"embed", "find"} & set(server.requests)
@@ -143,16 +149,27 @@ def test_the_identity_is_read_as_it_is_served():
     )
 
 
-@pytest.mark.parametrize("position", range(4))
-def test_a_server_replaced_during_a_search_never_shows_a_wrong_image(known, gallery, position):
+@pytest.mark.parametrize("served", [REBUILT, HALF_REBUILT])
+@pytest.mark.parametrize("position", range(5))
+def test_a_server_replaced_during_a_search_never_shows_a_wrong_image(
+    known, gallery, position, served
+):
     """By another build, before the embedding, between the calls, after them, or not at all."""
-    server = StubServer(*(position * [RIGHT]), REBUILT)
+    server = StubServer(*(position * [RIGHT]), served)
 
-    if position == 3:
+    # The identity of the index is read last: half of another build is its encoder.
+    if position >= (4 if served == REBUILT else 3):
         assert is_right(search_gallery(server, gallery, IMAGE))
     else:
         with pytest.raises(WrongAnswerError, match="another build"):
-            search_gallery(server, gallery, IMAGE)
+            search_gallery(server, gallery, IMAGE, switch_timeout=0)
+
+
+def test_the_second_half_of_a_build_is_waited_for(known, gallery):
+    """The index is the new one, and embeddings are still those of the old encoder."""
+    server = StubServer(*(7 * [HALF_REBUILT]), RIGHT)
+
+    assert is_right(search_gallery(server, gallery, IMAGE))
 
 
 @pytest.mark.parametrize("stale", [False, True])
@@ -163,7 +180,7 @@ def test_a_server_that_becomes_the_right_one(gallery, position, stale):
         served_identity(StubServer(REBUILT))
     server = StubServer(*(position * [REBUILT]), RIGHT)
 
-    if position <= (0 if stale else 2):  # both configurations are read again
+    if position <= (1 if stale else 3):  # both configurations are read again
         assert is_right(search_gallery(server, gallery, IMAGE))
     else:
         with pytest.raises(WrongAnswerError):
@@ -172,7 +189,8 @@ def test_a_server_that_becomes_the_right_one(gallery, position, stale):
 
 
 def test_a_server_replaced_in_every_search_is_an_error(known, gallery):
-    server = StubServer(RIGHT, RIGHT, REBUILT, RIGHT, RIGHT, RIGHT, RIGHT, REBUILT)
+    search = [RIGHT, RIGHT, REBUILT, REBUILT]
+    server = StubServer(*search, RIGHT, RIGHT, *search)
 
     with pytest.raises(WrongAnswerError, match=r"replaced during the search.*Search again"):
         search_gallery(server, gallery, IMAGE)
@@ -180,12 +198,12 @@ def test_a_server_replaced_in_every_search_is_an_error(known, gallery):
 
 
 def test_an_encoder_replaced_alone_is_noticed_when_both_are_read(known, gallery):
-    server = StubServer(("encoder 2", "encoder 1", "gallery 1"))
+    server = StubServer(HALF_REBUILT)
 
     with pytest.raises(WrongAnswerError, match="another build"):
         check_identity(server, gallery)
     with pytest.raises(WrongAnswerError, match="another build"):
-        search_gallery(server, gallery, IMAGE)
+        search_gallery(server, gallery, IMAGE, switch_timeout=0)
 
 
 def test_a_server_gone_after_it_answered(known, gallery):

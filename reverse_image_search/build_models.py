@@ -11,25 +11,41 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from reverse_image_search import contract, layout
-from reverse_image_search.datasets import DATASETS, Dataset, DatasetError, LabeledImage
+from reverse_image_search.datasets import (
+    DATASETS,
+    Dataset,
+    DatasetError,
+    DatasetOptions,
+    LabeledImage,
+    StoredImages,
+)
 from reverse_image_search.encoders import ENCODERS, EncoderError, TrainingOptions
-from reverse_image_search.encoders.embedding import embed_images, to_pixels
+from reverse_image_search.encoders.embedding import embed_each, embed_images, to_pixels
 from reverse_image_search.evaluation.build_score import QualityError, check_quality, score_build
 from reverse_image_search.gallery import (
+    Gallery,
+    GalleryError,
     GalleryImage,
     GalleryMetadata,
     make_thumbnail,
     pixel_digest,
-    write_gallery,
+)
+from reverse_image_search.gallery_writer import (
+    GalleryWriter,
+    continue_gallery,
+    copy_gallery,
+    remove_gallery,
 )
 from reverse_image_search.indexes import INDEXES
 from reverse_image_search.serving.export import (
@@ -42,10 +58,12 @@ from reverse_image_search.serving.memory import missing_memory
 from reverse_image_search.serving.model_config import ensemble_config, model_config
 from reverse_image_search.serving.publishing import UNCHANGED, PublishingError, check_space, staging
 
-_BYTES_PER_IMAGE = 4_000  # on disk: gallery, index, and what training leaves to resume from
+# On disk: gallery, index, and what is left to resume from; for tiny images, for photos.
+_BYTES_PER_IMAGE = (4_000, 50_000)
 _NEEDED_MEMORY = 1_500_000_000  # bytes; a full build was seen to use 1.0 GB
 _CHECKED_IMAGES = 64  # on which an exported file and its module must agree
 _TRAINED = Path(".build/trained")  # of an output folder: what training leaves to resume from
+_WORK = Path(".build/gallery.sqlite")  # the gallery while images are added to it
 _IMAGES_NDIM, _EMBEDDINGS_NDIM = 4, 2  # with the batch dimension
 
 
@@ -59,7 +77,11 @@ def main(arguments: list[str] | None = None) -> int:
         with staging(options.output_dir) as folder:
             build(options, folder)
         shutil.rmtree(options.output_dir / _TRAINED, ignore_errors=True)
+        remove_gallery(options.output_dir / _WORK)
         print(f"Published to {options.output_dir}. Next: {layout.START_COMMAND}")
+    except NothingChangedError:
+        remove_gallery(options.output_dir / _WORK)
+        print("Nothing has changed: what is published stays as it is.")
     except (DatasetError, EncoderError, ExportError, PublishingError, QualityError) as error:
         print(f"build_models: {error}", file=sys.stderr)
         return 1
@@ -74,42 +96,36 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+class NothingChangedError(Exception):
+    """The published gallery has the images of the dataset already."""
+
+
 def build(options: argparse.Namespace, folder: Path) -> None:
-    """Write the model repositories and the gallery into the empty `folder`, checked and scored."""
-    encoder_spec, index_spec = ENCODERS[options.encoder], INDEXES[options.index]
+    """Write the model repositories and the gallery into the empty `folder`, checked and scored.
+
+    Raises NothingChangedError where that would be what is published already.
+    """
     model_repo = folder / layout.MODEL_REPO
+    previous = _previous_metadata(options)
 
     with _step("read"):
-        dataset = DATASETS[options.dataset].load(options.data_dir, options.limit)
-        images = [image.pixels for image in dataset.gallery]
-        check_space(options.output_dir, _BYTES_PER_IMAGE * len(images))
+        dataset = DATASETS[options.dataset].load(options.dataset_options)
+        check_space(options.output_dir, _BYTES_PER_IMAGE[dataset.is_photos] * len(dataset.gallery))
 
     with _step("encoder"):
         encoder_file = layout.model_file(model_repo, contract.IMAGE_ENCODER.name)
-        _make_encoder_file(options, dataset, encoder_file)
+        encoder_file.parent.mkdir(parents=True)
+        if kept := _kept_encoder(options, previous):
+            options.encoder = kept.encoder
+            shutil.copyfile(options.output_dir / encoder_file.relative_to(folder), encoder_file)
+        else:
+            _make_encoder_file(options, dataset, encoder_file)
         encoder = load_torchscript(encoder_file)
+        encoder_spec, index_spec = ENCODERS[options.encoder], INDEXES[options.index]
 
-    with _step("embed"):
-        # With the file that will be served, so that an image finds itself at score 1.
-        embeddings = embed_images(encoder, images, progress=True)
-
-    with _step("index"):
-        vectors, ids = torch.from_numpy(embeddings), torch.arange(len(images))
-        index = index_spec.build(vectors, ids, options.top_k).eval()
-        index_folder = layout.version_folder(model_repo, contract.VECTOR_SIMILARITY.name)
-        write_model_files(index_spec.files(index), index_folder, _EMBEDDINGS_NDIM)
-        index_file = index_folder / layout.MODEL_FILENAME
-        if index_file.exists():
-            check_export(load_torchscript(index_file), index, vectors[:_CHECKED_IMAGES])
-
-    with _step("score"):
-        score = score_build(lambda part: embed_images(encoder, part), embeddings, dataset)
-        if options.gated:
-            check_quality(score, encoder_spec.quality_gate)
-
-    with _step("gallery"):
+    with _step("embed"), _open_gallery(options, previous) as writer:
         metadata = GalleryMetadata(
-            gallery_id=secrets.token_hex(6),
+            gallery_id=writer.metadata().get("gallery_id") or secrets.token_hex(6),
             encoder_id=hashlib.sha256(encoder_file.read_bytes()).hexdigest()[:12],
             dataset=dataset.name,
             class_names=dataset.class_names,
@@ -117,18 +133,86 @@ def build(options: argparse.Namespace, folder: Path) -> None:
             encoder_width=encoder_spec.input_size[1],
             encoder_is_grayscale=encoder_spec.is_grayscale,
             shows_objects_on_black=dataset.shows_objects_on_black,
+            is_photos=dataset.is_photos,
+            encoder=options.encoder,
+            encoder_recipe=kept.encoder_recipe if kept else _encoder_recipe(options),
+            index=f"{options.index}, top {options.top_k}",
         )
-        rows, queries = map(_gallery_images, (dataset.gallery, dataset.queries))
-        write_gallery(layout.gallery_file(folder), metadata, rows, queries, embeddings)
+        writer.set_metadata(metadata)
+        # With the file that will be served, so that an image finds itself at score 1.
+        for image, embedding in embed_each(
+            encoder, dataset.new_images(writer), lambda image: image.pixels, encoder_spec.input_size
+        ):
+            writer.add(_gallery_image(image), embedding, image.file)
+        dataset.finish(writer)
+        writer.set_queries(map(_gallery_image, dataset.queries, count()))
+        if previous and not writer.has_changed:
+            raise NothingChangedError
+
+    gallery = Gallery(writer.path)
+    ids, embeddings = gallery.embeddings()
+
+    with _step("index"):
+        vectors = torch.from_numpy(embeddings)
+        index = index_spec.build(vectors, torch.from_numpy(ids), options.top_k).eval()
+        index_folder = layout.version_folder(model_repo, contract.VECTOR_SIMILARITY.name)
+        write_model_files(index_spec.files(index), index_folder, _EMBEDDINGS_NDIM)
+        index_file = index_folder / layout.MODEL_FILENAME
+        if index_file.exists():
+            check_export(load_torchscript(index_file), index, vectors[:_CHECKED_IMAGES])
+
+    score: dict[str, float] = {}
+    if not kept:
+        with _step("score"):
+            embed = partial(embed_images, encoder, input_size=encoder_spec.input_size)
+            stored = replace(dataset, gallery=StoredImages(gallery))
+            score = score_build(embed, embeddings, stored)
+            if options.gated:
+                check_quality(score, encoder_spec.quality_gate)
+
+    with _step("gallery"):
+        copy_gallery(writer.path, layout.gallery_file(folder))
 
     _write_configs(folder, metadata, embeddings.shape[1], options.top_k, index_spec.platform)
     _print_summary(folder, metadata, embeddings, score)
 
 
+def _previous_metadata(options: argparse.Namespace) -> GalleryMetadata | None:
+    """Facts about the published gallery, if this build can go on with it: if it is of files."""
+    if not DATASETS[options.dataset].is_of_files:
+        return None
+    if not all((options.output_dir / part).exists() for part in layout.PARTS):
+        return None
+    try:
+        gallery = Gallery(layout.gallery_file(options.output_dir))
+        with closing(gallery):
+            return gallery.metadata if gallery.folders() else None
+    except GalleryError:
+        return None
+
+
+def _open_gallery(options: argparse.Namespace, previous: GalleryMetadata | None) -> GalleryWriter:
+    """The gallery to write; one of files goes on from what is there."""
+    work = options.output_dir / _WORK
+    if not DATASETS[options.dataset].is_of_files:
+        remove_gallery(work)
+    return continue_gallery(work, layout.gallery_file(options.output_dir) if previous else None)
+
+
+def _kept_encoder(
+    options: argparse.Namespace, previous: GalleryMetadata | None
+) -> GalleryMetadata | None:
+    """The previous gallery, if this build uses its encoder: the same, or none was asked for."""
+    if previous is None or previous.encoder not in ENCODERS:
+        return None
+    is_same = previous.encoder_recipe == _encoder_recipe(options)
+    return previous if is_same or not options.names_encoder else None
+
+
 def _make_encoder_file(options: argparse.Namespace, dataset: Dataset, path: Path) -> None:
     """Export the encoder to `path`, or reuse the one that an interrupted build trained."""
     spec = ENCODERS[options.encoder]
-    finished = options.output_dir / _TRAINED / _recipe(options, dataset) / path.name
+    finished = options.output_dir / _TRAINED / _training_recipe(options, dataset) / path.name
     if finished.exists():
         print("Resuming an interrupted build: its encoder is already trained.", flush=True)
     else:
@@ -140,19 +224,22 @@ def _make_encoder_file(options: argparse.Namespace, dataset: Dataset, path: Path
         for examples in _example_batches(dataset):
             check_export(exported, encoder, examples, spec.export_tolerance)
         part.rename(finished.parent)
-    path.parent.mkdir(parents=True)
     shutil.copyfile(finished, path)
 
 
-def _recipe(options: argparse.Namespace, dataset: Dataset) -> str:
-    """Digest of everything that determines the encoder: options, images, packages, and code."""
-    keys = ("encoder", "epochs", "seed", "limit", "weights")
-    values = [torch.__version__, dataset.name, *(str(getattr(options, key)) for key in keys)]
-    digest = hashlib.sha256(repr(values).encode())
+def _encoder_recipe(options: argparse.Namespace) -> str:
+    """Digest of the options that determine the encoder."""
+    keys = ("encoder", "epochs", "seed", "weights")
+    digest = hashlib.sha256(repr([str(getattr(options, key)) for key in keys]).encode())
     if options.weights and options.weights.is_file():  # not its name alone
         digest.update(options.weights.read_bytes())
-    for image in dataset.gallery:
-        digest.update(image.pixels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _training_recipe(options: argparse.Namespace, dataset: Dataset) -> str:
+    """Digest of everything that determines the encoder: options, images, packages, and code."""
+    values = [_encoder_recipe(options), torch.__version__, dataset.name]
+    digest = hashlib.sha256(repr(values).encode() + dataset.fingerprint())
     for room in ("encoders", "training"):
         for path in sorted((Path(__file__).parent / room).glob("*.py")):
             digest.update(path.read_bytes())
@@ -160,17 +247,19 @@ def _recipe(options: argparse.Namespace, dataset: Dataset) -> str:
 
 
 def _example_batches(dataset: Dataset) -> Iterator[torch.Tensor]:
-    """The first images, batched by size: (n, 3, height, width)."""
-    first = [dataset.gallery[i].pixels for i in range(min(_CHECKED_IMAGES, len(dataset.gallery)))]
-    for shape in sorted({image.shape for image in first}):
-        yield to_pixels(np.stack([image for image in first if image.shape == shape]))
+    """Some images, batched by size: (n, 3, height, width)."""
+    examples = [image.pixels for image in dataset.sample(_CHECKED_IMAGES)]
+    for shape in sorted({image.shape for image in examples}):
+        yield to_pixels(np.stack([image for image in examples if image.shape == shape]))
 
 
-def _gallery_images(images: Sequence[LabeledImage]) -> Iterator[GalleryImage]:
-    for position, image in enumerate(images):
-        height, width = image.pixels.shape[:2]
-        digest, thumbnail = pixel_digest(image.pixels), make_thumbnail(image.pixels)
-        yield GalleryImage(position, image.source, image.label, width, height, digest, thumbnail)
+def _gallery_image(image: LabeledImage, image_id: int = 0) -> GalleryImage:
+    pixels, file = image.pixels, image.file
+    if file and file.photo:
+        facts = (*file.photo.size, file.sha256, file.thumbnail)
+    else:
+        facts = (pixels.shape[1], pixels.shape[0], pixel_digest(pixels), make_thumbnail(pixels))
+    return GalleryImage(image_id, image.source, image.label, *facts)
 
 
 def _write_configs(
@@ -213,7 +302,8 @@ def _print_summary(
         figures = [f"{name} {score[key]:.3f}" for name, key in metrics.items() if key in score]
         if figures:
             print(f"  {title}: {', '.join(figures)}")
-    print("  (of a sample; evaluate.sh measures all)")
+    if score:
+        print("  (of a sample; evaluate.sh measures all)")
     for path in sorted((folder / layout.MODEL_REPO).rglob("*.*")):
         print(f"  {path.relative_to(folder)}  {path.stat().st_size / 1e6:.1f} MB")
 
@@ -231,13 +321,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--data-dir", type=Path, default=root / "data", metavar="DIR", help="of the dataset")
     add("--output-dir", type=Path, default=root, metavar="DIR", help="where models and gallery go")
     add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
-    add("--dataset", choices=DATASETS, default=next(iter(DATASETS)), help="source of the images")
+    add("--images", type=Path, nargs="+", metavar="DIR", help="folders of your own images")
+    add("--labels", type=Path, metavar="FILE", help="CSV file of paths and labels for --images")
+    add("--no-labels", action="store_true", help="do not take names of folders as labels")
+    add("--dataset", choices=DATASETS, help="source of the images")
     add("--encoder", choices=ENCODERS, help="default: the one that suits the dataset")
     add("--index", choices=INDEXES, default=next(iter(INDEXES)), help="kind of vector search")
     add("--quality", action="store_true", help="use the encoder's better, slower variant")
     add("--weights", type=Path, metavar="FILE", help="weights of a pretrained encoder")
     add("--no-floor", action="store_true", help="publish even when the search quality is too low")
     options = parser.parse_args(arguments)
+    _choose_dataset(options, parser)
+    given = (options.encoder, options.weights, options.epochs, options.seed, options.quality)
+    options.names_encoder = any(given)
     options.encoder = options.encoder or DATASETS[options.dataset].default_encoder
     if options.quality:
         variant = ENCODERS[options.encoder].quality_variant
@@ -251,6 +347,27 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options.gated = not (options.no_floor or options.limit or options.epochs)
     options.epochs = options.epochs or spec.default_epochs
     return options
+
+
+def _choose_dataset(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Set `dataset`, by default one that suits ``--images``, and `dataset_options`."""
+    if options.dataset is None:
+        is_of_files = options.images is not None
+        options.dataset = next(n for n, spec in DATASETS.items() if spec.is_of_files == is_of_files)
+    takes_files = DATASETS[options.dataset].is_of_files
+    for name in ("images", "labels", "no_labels"):
+        if getattr(options, name) and not takes_files:
+            option = name.replace("_", "-")
+            parser.error(f"--{option}: the dataset {options.dataset} is not made of files")
+    if takes_files and not options.images:
+        parser.error(f"the dataset {options.dataset} needs --images DIR")
+    options.dataset_options = DatasetOptions(
+        options.data_dir,
+        options.limit,
+        tuple(options.images or ()),
+        options.labels,
+        not options.no_labels,
+    )
 
 
 def _positive(text: str) -> int:

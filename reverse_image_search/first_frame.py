@@ -32,6 +32,10 @@ class ImageFileError(Exception):
     """The file cannot be decoded; the message says why, in one sentence."""
 
 
+class UnknownFormatError(ImageFileError):
+    """The file is of none of the formats that are recognized here."""
+
+
 class FirstFrame(NamedTuple):
     """A file of one image without metadata."""
 
@@ -51,19 +55,25 @@ def first_frame(data: bytes) -> tuple[str, FirstFrame]:
     ------
     ImageFileError : another format, or one with too many parts
     """
+    name = recognize(data)
+    if name is None:
+        raise UnknownFormatError("The file is not a PNG, JPEG, WebP, GIF, BMP or AVIF image.")
+    reader = _FORMATS[name][1]
+    if reader and (name != "AVIF" or features.check("avif")):
+        return name, reader(data)
+    where = " by the installed Pillow" if reader else ""
+    hint = " (iPhone: Settings, Camera, Formats, Most Compatible)" if name == "HEIC" else ""
+    raise ImageFileError(f"{name} is not supported{where}. Save the image as JPEG or PNG{hint}.")
+
+
+def recognize(data: bytes) -> str | None:
+    """Name of the format of a file, of which the first kilobyte is enough; None if unknown."""
     # AVIF and HEIC files start with a box that states its length and lists the formats.
     box = data[: max(12, min(int.from_bytes(data[:4]), 1024))]
-    for name, (signature, reader) in _FORMATS.items():
-        if not re.match(signature, box, re.DOTALL):
-            continue
-        if reader and (name != "AVIF" or features.check("avif")):
-            return name, reader(data)
-        where = " by the installed Pillow" if reader else ""
-        hint = " (iPhone: Settings, Camera, Formats, Most Compatible)" if name == "HEIC" else ""
-        raise ImageFileError(
-            f"{name} is not supported{where}. Save the image as JPEG or PNG{hint}."
-        )
-    raise ImageFileError("The file is not a PNG, JPEG, WebP, GIF, BMP or AVIF image.")
+    for name, (signature, _) in _FORMATS.items():
+        if re.match(signature, box, re.DOTALL):
+            return name
+    return None
 
 
 def exif_orientation(exif: bytes) -> int:

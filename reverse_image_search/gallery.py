@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sqlite3
 import threading
 from collections import Counter
@@ -34,12 +35,13 @@ _IMAGE_COLUMNS = """
     width INTEGER NOT NULL, height INTEGER NOT NULL, sha256 BLOB NOT NULL, thumbnail BLOB NOT NULL
 """
 _SCHEMA_VERSION = 2
-_SCHEMA = f"""
+SCHEMA = f"""
     PRAGMA user_version = {_SCHEMA_VERSION};
     CREATE TABLE metadata (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE images ({_IMAGE_COLUMNS});
     CREATE TABLE queries ({_IMAGE_COLUMNS});
     CREATE INDEX image_labels ON images (label);
+    CREATE INDEX image_digests ON images (sha256);
     CREATE INDEX query_labels ON queries (label);
     CREATE TABLE files (
         path BLOB PRIMARY KEY, image_id INTEGER NOT NULL REFERENCES images (id),
@@ -73,6 +75,10 @@ class GalleryMetadata:
     # "perturbed_copies" and, with labels, "same_label".
     score_scale: dict[str, list[float]] | None = None
     duplicate_threshold: float | None = None  # the least score of near-duplicates
+    # What a later build goes on with: names in the registries and a digest of further options.
+    encoder: str = ""
+    encoder_recipe: str = ""
+    index: str = ""
 
 
 class GalleryImage(NamedTuple):
@@ -196,9 +202,18 @@ class Gallery:
 
     def embeddings(self) -> tuple[np.ndarray, np.ndarray]:
         """Ids (N,) int64, ascending, and their embeddings (N, D) float32."""
-        rows = self._query("SELECT id, embedding FROM embeddings ORDER BY id")
-        ids = np.array([row[0] for row in rows], np.int64)
-        return ids, np.stack([np.frombuffer(row[1], np.float32) for row in rows])
+        ids = [row[0] for row in self._query("SELECT id FROM embeddings ORDER BY id")]
+        (size,) = self._query("SELECT max(length(embedding)) FROM embeddings")[0]
+        embeddings = np.empty((len(ids), (size or 0) // 4), np.float32)
+        statement = (
+            "SELECT embedding FROM embeddings "
+            "WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
+        )
+        for start in range(0, len(ids), 10_000):  # all at once would be twice in memory
+            rows = self._query(statement, json.dumps(ids[start : start + 10_000]))
+            parts = [np.frombuffer(row[0], np.float32) for row in rows]
+            embeddings[start : start + len(rows)] = parts
+        return np.array(ids, np.int64), embeddings
 
     def _ids(self, table: str, label: str | None) -> np.ndarray:
         if label is None:
@@ -245,7 +260,7 @@ def write_gallery(
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path)) as database, database:  # commits unless it fails
         insert = database.executemany
-        database.executescript(_SCHEMA)
+        database.executescript(SCHEMA)
         for table, rows in (("images", images), ("queries", queries)):
             insert(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         if len(embeddings):
@@ -257,9 +272,14 @@ def write_gallery(
         insert("INSERT INTO metadata VALUES (?, ?)", facts)
 
 
+# Control characters, line breaks, and those that change the direction of the text around them.
+_NOT_DISPLAYED = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
 def display_path(path: bytes) -> str:
-    """A path as text; bytes that are not UTF-8 are shown as ``\\xff``."""
-    return path.decode(errors="backslashreplace")
+    """A path as one line of text; what is not UTF-8 or would break the line is escaped."""
+    text = path.decode(errors="backslashreplace")
+    return _NOT_DISPLAYED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def pixel_digest(pixels: np.ndarray) -> bytes:

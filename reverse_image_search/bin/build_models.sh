@@ -5,6 +5,12 @@
 # model_repo/ (for Triton) and gallery/ (for the app). The previous build stays in place until the
 # new one is complete.
 #
+# With --images it does so for your own images. Run it again after images came, changed or went: it
+# embeds only what is new, and images keep their ids.
+#
+#   --images DIR...   folders of your own images, with their sub-folders; hidden files are left out
+#   --labels FILE     CSV file of path,label lines; the default label is the name of the folder
+#   --no-labels       no labels
 #   --limit N         train on and index only the first N images
 #   --epochs N        passes over the images
 #   --quality         average three encoders: three times the training, better search
@@ -32,15 +38,26 @@ source "$LIB_DIR/docker.sh"
 # The folders that the options name have the same paths in the container.
 docker_build_models() {
   local option value folder
-  local -A folders=(["$REPO_ROOT"]=1 ["$OUTPUT_DIR"]=1)
+  local -A folders=(["$REPO_ROOT"]=1 ["$OUTPUT_DIR"]=1) read_only=()
   local -a options=(--output-dir="$OUTPUT_DIR") run=(run --rm --name "$BUILD_CONTAINER" --workdir "$REPO_ROOT")
   while (($#)); do
     option="${1%%=*}" value="${1#*=}"
-    if [[ $option == --@(data-dir|output-dir|weights) ]]; then
+    if [[ $option == --images ]]; then
+      options+=("$option")
+      [[ $1 == *=* ]] || { value="${2-}" && shift; }
+      while true; do
+        value="$(realpath --canonicalize-missing -- "$value")"
+        [[ -e $value ]] || die "there is no folder $value"
+        options+=("$value")
+        read_only["$value"]=1
+        [[ ${2--} != -* ]] || break
+        value="$2" && shift
+      done
+    elif [[ $option == --@(data-dir|output-dir|weights|labels) ]]; then
       [[ $1 == *=* ]] || { value="${2-}" && shift; }
       value="$(realpath --canonicalize-missing -- "$value")"
       options+=("$option=$value")
-      [[ $option != --weights ]] || value="$(dirname "$value")"
+      [[ $option != --@(weights|labels) ]] || value="$(dirname "$value")"
       folders["$value"]=1
     else
       options+=("$1")
@@ -54,7 +71,11 @@ docker_build_models() {
     run+=(--volume "$folder:$folder")
   done
   folder=/usr/share/datasets/fashion-mnist # of Debian's package
-  [[ ! -d $folder ]] || run+=(--volume "$folder:$folder:ro")
+  [[ ! -d $folder ]] || read_only["$folder"]=1
+  for folder in "${!read_only[@]}"; do
+    [[ $folder != *:* ]] || die "Docker cannot mount $folder: its name has a colon."
+    run+=(--volume "$folder:$folder:ro")
+  done
   [[ -t 0 && -t 1 ]] || run+=(-T)
   find_compose
   check_not_running "$BUILD_CONTAINER" "docker stop $BUILD_CONTAINER"

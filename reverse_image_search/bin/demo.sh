@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Usage: demo.sh
+# Usage: demo.sh [--images DIR... [options of build_models.sh]]
 #
 # Installs what is missing, builds the models if there are none, starts Triton (on the GPU if there is
 # one) and the app, and prints the address to open. Ctrl-C stops everything.
 #
-#   -h, --help  this text
+#   --images DIR...  search in your own images: brings the gallery up to date with these folders
+#   -h, --help       this text
 #
 # RUNTIME=docker|local chooses the runtime; the default is docker if a Docker engine answers.
 
@@ -13,7 +14,7 @@ set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
 
 help_if_asked "$@"
-(($# == 0)) || die "unknown option $1. See $BIN/demo.sh -h"
+[[ ${1---images} == --images?(=*) ]] || die "unknown option $1. See $BIN/demo.sh -h"
 read_settings
 choose_runtime
 check_ports_free TRITON_HTTP_PORT TRITON_GRPC_PORT TRITON_METRICS_PORT APP_PORT
@@ -56,9 +57,9 @@ run() {
   wait "$!"
 }
 
-if [[ ! -f $OUTPUT_DIR/gallery/SHA256SUMS ]]; then
+if (($# > 0)) || [[ ! -f $OUTPUT_DIR/gallery/SHA256SUMS ]]; then
   run "$server" --check
-  run "$REPO_ROOT/$BIN/build_models.sh"
+  run "$REPO_ROOT/$BIN/build_models.sh" "$@"
 fi
 run "$server" --detach
 echo "Open $(app_url) in a browser; Ctrl-C here stops app and server."

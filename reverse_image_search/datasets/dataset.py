@@ -1,10 +1,18 @@
 """What a source of images provides to the pipeline."""
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from reverse_image_search.first_frame import ImageFileError
+from reverse_image_search.gallery import Gallery
+from reverse_image_search.gallery_writer import GalleryWriter
+from reverse_image_search.image_reader import ReadFile
 
 
 class DatasetError(Exception):
@@ -18,6 +26,7 @@ class LabeledImage:
     pixels: np.ndarray  # (height, width) grayscale or (height, width, 3) RGB uint8
     source: str  # path of its file, or a name that identifies it in the dataset
     label: str | None = None
+    file: ReadFile | None = None  # where it comes from, if that is a file
 
 
 @dataclass(frozen=True)
@@ -29,11 +38,66 @@ class Dataset:
     queries: Sequence[LabeledImage]  # not part of the gallery; may be empty
     class_names: list[str]  # all labels; empty without labels
     shows_objects_on_black: bool = False  # whether images show objects on a black background
+    is_photos: bool = False  # whether images are photos, not the tiny pictures of a benchmark
+    # Whether images are files that may come and go: a later build then embeds only new ones.
+    is_of_files: bool = False
+
+    def sample(self, count: int, seed: int = 0) -> list[LabeledImage]:
+        """Draw `count` images of the gallery that can be read, or all if there are fewer."""
+        drawn: list[LabeledImage] = []
+        for i in np.random.default_rng(seed).permutation(len(self.gallery)):
+            if len(drawn) == count:
+                break
+            try:
+                drawn.append(self.gallery[int(i)])
+            except ImageFileError:
+                continue
+        return drawn
+
+    def fingerprint(self) -> bytes:
+        """Digest of all images."""
+        digest = hashlib.sha256()
+        for image in self.gallery:
+            digest.update(image.pixels.tobytes())
+        return digest.digest()
+
+    def new_images(self, _gallery: GalleryWriter) -> Iterator[LabeledImage]:
+        """Images that are not in the gallery yet."""
+        return iter(self.gallery)
+
+    def finish(self, gallery: GalleryWriter) -> None:
+        """Complete the gallery when `new_images` are in it."""
+
+
+class StoredImages(Sequence[LabeledImage]):
+    """The images of a gallery by ascending id, as their thumbnails show them; read on access."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        self._gallery, self._ids = gallery, gallery.ids()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, position):
+        (image,) = self._gallery.images([self._ids[position]])
+        return LabeledImage(image.pixels, image.source, image.label)
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """Options of the command line for loading a dataset."""
+
+    data_dir: Path = Path("data")  # where the dataset is, or is downloaded to
+    limit: int | None = None  # use the first `limit` images
+    folders: tuple[Path, ...] = ()  # of one's own images
+    labels_file: Path | None = None  # CSV file of paths and labels
+    has_labels: bool = True  # whether names of folders are labels
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
     """An entry of the registry."""
 
-    load: Callable[[Path, int | None], Dataset]  # load(data_dir, limit): the first `limit` images
+    load: Callable[[DatasetOptions], Dataset]
     default_encoder: str  # name of the encoder that suits these images
+    is_of_files: bool = False  # whether ``--images`` names the folders of its files

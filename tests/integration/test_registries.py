@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from reverse_image_search import build_models, layout
 from reverse_image_search.client import Client
-from reverse_image_search.datasets import DATASETS, Dataset, DatasetSpec, LabeledImage
+from reverse_image_search.datasets import (
+    DATASETS,
+    Dataset,
+    DatasetOptions,
+    DatasetSpec,
+    LabeledImage,
+)
 from reverse_image_search.encoders import ENCODERS, EncoderSpec
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.indexes import INDEXES, IndexSpec
@@ -19,13 +25,13 @@ from tests.running import Triton
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "gray": (90, 90, 90)}
 
 
-def load_colors(_data_dir: Path, limit: int | None) -> Dataset:
+def load_colors(options: DatasetOptions) -> Dataset:
     """One image of each color, each of another size."""
     gallery = [
         LabeledImage(np.full((8 + i, 12 - i, 3), color, np.uint8), f"colors/{name}.png", name)
         for i, (name, color) in enumerate(COLORS.items())
     ]
-    return Dataset("colors", gallery[:limit], [], list(COLORS))
+    return Dataset("colors", gallery[: options.limit], [], list(COLORS))
 
 
 class MeanColor(nn.Module):

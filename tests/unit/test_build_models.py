@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from reverse_image_search import build_models, layout
-from reverse_image_search.datasets import DATASETS, Dataset, DatasetError, LabeledImage
+from reverse_image_search.datasets import (
+    DATASETS,
+    Dataset,
+    DatasetError,
+    DatasetOptions,
+    LabeledImage,
+)
 from reverse_image_search.encoders import ENCODERS
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.serving import memory
@@ -42,7 +48,7 @@ def test_wrong_options_are_refused(arguments, message, capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def tiny_dataset(_data_dir: Path, limit: int | None) -> Dataset:
+def tiny_dataset(options: DatasetOptions) -> Dataset:
     """300 images of two classes that differ in brightness, and 64 queries."""
     generator = np.random.default_rng(0)
 
@@ -53,7 +59,7 @@ def tiny_dataset(_data_dir: Path, limit: int | None) -> Dataset:
             for i, pixels in enumerate(noise)
         ]
 
-    return Dataset("tiny", images("gallery", 300)[:limit], images("query", 64), NAMES)
+    return Dataset("tiny", images("gallery", 300)[: options.limit], images("query", 64), NAMES)
 
 
 @pytest.fixture
@@ -142,7 +148,7 @@ def test_a_build_stopped_after_training_resumes(build, tmp_path, monkeypatch, ca
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build_models, "embed_images", interrupt)
+        patch.setattr(build_models, "embed_each", interrupt)
         assert build() == 130
     assert trainings == [0]
 
@@ -151,7 +157,7 @@ def test_a_build_stopped_after_training_resumes(build, tmp_path, monkeypatch, ca
     assert "Resuming an interrupted build" in capsys.readouterr().out
 
     with monkeypatch.context() as patch:
-        patch.setattr(build_models, "embed_images", interrupt)
+        patch.setattr(build_models, "embed_each", interrupt)
         assert build() == 130
     assert build("--seed", "1") == 0
     assert trainings == [0, 0, 1]
@@ -183,7 +189,7 @@ def test_the_gallery_holds_what_the_ids_stand_for(build, tmp_path):
     assert build() == 0
 
     gallery = Gallery(layout.gallery_file(tmp_path))
-    expected = tiny_dataset(tmp_path, None)
+    expected = tiny_dataset(DatasetOptions())
     assert gallery.ids().tolist() == list(range(300))
     (image,) = gallery.images([42])
     assert (image.source, image.label, image.width, image.height) == ("gallery #42", "dark", 28, 28)

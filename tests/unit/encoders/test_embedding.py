@@ -36,7 +36,7 @@ def test_embeddings_come_in_the_order_of_the_images_whatever_their_sizes():
     images = [np.full(shape, shade, np.uint8) for shade, shape in zip(shades, shapes, strict=True)]
     expected = np.repeat(np.array([[0.0], [0.2], [0.4], [0.6], [0.8]], np.float32), 3, axis=1)
 
-    for batch_size in (1, 2, 5, 100):
-        embeddings = embed_images(MeanOfEachChannel(), images, batch_size=batch_size)
+    for side in (28, 300, 1000):  # in large batches, in small ones, one by one
+        embeddings = embed_images(MeanOfEachChannel(), images, input_size=(side, side))
         assert embeddings.dtype == np.float32
         np.testing.assert_allclose(embeddings, expected, atol=1e-6)

@@ -1,0 +1,187 @@
+"""Write a gallery image by image, so that a build that was stopped can go on.
+
+    with GalleryWriter(path) as writer:
+        writer.add(image, embedding, file)  # committed every few seconds
+        writer.set_metadata(metadata)
+
+An image of a file is known again by the SHA-256 of its content: it keeps its id and its embedding
+when the file is renamed, and an exact copy is a further path of the same image.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from reverse_image_search.gallery import (
+    SCHEMA,
+    Gallery,
+    GalleryFile,
+    GalleryImage,
+    GalleryMetadata,
+)
+from reverse_image_search.image_reader import ReadFile
+
+_COMMIT_SECONDS = 2.0
+
+
+class GalleryWriter:
+    """A gallery that is being written; continues the one at `path` if there is one."""
+
+    def __init__(self, path: Path, is_resumed: bool = False) -> None:
+        self.path = path
+        self._is_resumed = is_resumed
+        is_new = not path.exists()
+        self._database = sqlite3.connect(path)
+        if is_new:
+            self._database.executescript(SCHEMA)
+        self._changes = self._database.total_changes
+        self._committed = time.monotonic()
+        embedded = "SELECT sha256, id FROM images WHERE id IN (SELECT id FROM embeddings)"
+        self._digests: dict[bytes, int] = dict(self._database.execute(embedded))
+
+    def __enter__(self) -> GalleryWriter:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Commit what was added, after an exception as well."""
+        self._database.commit()
+        self._database.close()
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether anything was changed, by an interrupted build before this one, too."""
+        return self._is_resumed or self._database.total_changes > self._changes
+
+    def files(self) -> dict[bytes, GalleryFile]:
+        """All files by path; the size is -1 where the image is not embedded."""
+        rows = self._database.execute(
+            "SELECT path, image_id, iif(embeddings.id IS NULL, -1, size), modified_ns "
+            "FROM files LEFT JOIN embeddings ON embeddings.id = image_id"
+        )
+        return {row[0]: GalleryFile(*row) for row in rows}
+
+    def knows(self, sha256: bytes) -> bool:
+        """Whether an image with this digest is embedded."""
+        return sha256 in self._digests
+
+    def add(self, image: GalleryImage, embedding: np.ndarray, file: ReadFile | None = None) -> None:
+        """Add an image, under a new id; with a `file`, only if its content is new.
+
+        Parameters
+        ----------
+        image : its id is ignored
+        embedding : (D,) float32
+        file : the file that holds the image
+        """
+        execute = self._database.execute
+        image_id = None
+        if file:
+            known = execute("SELECT id FROM images WHERE sha256 = ?", (image.sha256,)).fetchone()
+            image_id = known and known[0]
+        if image_id is None:
+            (image_id,) = execute(
+                "INSERT INTO images VALUES "
+                "((SELECT coalesce(max(seq), -1) + 1 FROM sqlite_sequence WHERE name = 'images'), "
+                "?, ?, ?, ?, ?, ?) RETURNING id",
+                image[1:],
+            ).fetchone()
+        blob = embedding.astype(np.float32).tobytes()
+        execute("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", (image_id, blob))
+        if file:
+            self._digests[image.sha256] = image_id
+            self.add_file(file)
+        if time.monotonic() > self._committed + _COMMIT_SECONDS:
+            self.commit()
+
+    def add_file(self, file: ReadFile) -> None:
+        """Note that a file holds an image that is embedded."""
+        row = GalleryFile(file.path, self._digests[file.sha256], file.size, file.modified_ns)
+        self._database.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", row)
+
+    def remove_files(self, paths: Iterable[bytes]) -> None:
+        """Forget files; `remove_unused` then removes the images that no file is left of."""
+        self._database.executemany("DELETE FROM files WHERE path = ?", ((each,) for each in paths))
+
+    def remove_unused(self) -> None:
+        """Remove images without a file."""
+        unused = "NOT IN (SELECT image_id FROM files)"
+        self._database.execute(f"DELETE FROM embeddings WHERE id {unused}")
+        self._database.execute(f"DELETE FROM images WHERE id {unused}")
+
+    def describe_files(self, source_of: Callable[[bytes], str], label_of: Callable) -> None:
+        """Set source and label of each image to those of the first of its paths."""
+        rows = self._database.execute("SELECT image_id, min(path) FROM files GROUP BY image_id")
+        self._database.executemany(
+            "UPDATE images SET source = ?1, label = ?2 "
+            "WHERE id = ?3 AND (source IS NOT ?1 OR label IS NOT ?2)",
+            [(source_of(path), label_of(path), image_id) for image_id, path in rows],
+        )
+
+    def set_queries(self, queries: Iterable[GalleryImage]) -> None:
+        """Replace the example queries, each under its own id."""
+        self._database.execute("DELETE FROM queries")
+        self._database.executemany("INSERT INTO queries VALUES (?, ?, ?, ?, ?, ?, ?)", queries)
+
+    def metadata(self) -> dict:
+        """The metadata so far, by name."""
+        rows = self._database.execute("SELECT key, value FROM metadata")
+        return {key: json.loads(value) for key, value in rows}
+
+    def set_metadata(self, metadata: GalleryMetadata) -> None:
+        """Replace the metadata; embeddings of another encoder are removed."""
+        before, now = self.metadata(), asdict(metadata)
+        if before.get("encoder_id") != metadata.encoder_id:
+            self._database.execute("DELETE FROM embeddings")
+            self._digests.clear()
+        self._database.executemany(
+            "INSERT OR REPLACE INTO metadata VALUES (?, ?)",
+            [(key, json.dumps(value)) for key, value in now.items() if before.get(key) != value],
+        )
+        self.commit()
+
+    def commit(self) -> None:
+        """Have what was added survive whatever comes."""
+        self._database.commit()
+        self._committed = time.monotonic()
+
+
+def continue_gallery(path: Path, published: Path | None) -> GalleryWriter:
+    """Open the gallery that an interrupted build left at `path`, or else a copy of `published`.
+
+    What was left is discarded if it belongs to another gallery than the published one.
+    """
+    gallery_id = Gallery(published).gallery_id if published else None
+    if path.exists():
+        with suppress(sqlite3.DatabaseError):
+            writer = GalleryWriter(path, is_resumed=True)
+            if gallery_id in (None, writer.metadata().get("gallery_id")):
+                return writer
+            writer.__exit__()
+        remove_gallery(path)
+    if published:
+        part = path.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        copy_gallery(published, part)
+        part.rename(path)
+    return GalleryWriter(path)
+
+
+def copy_gallery(source: Path, target: Path) -> None:
+    """Write a compact copy of a gallery; it, too, never gives an id again."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(source)) as database:
+        database.execute("VACUUM INTO ?", (str(target),))
+
+
+def remove_gallery(path: Path) -> None:
+    """Remove a gallery, with what an interrupted writer left beside it."""
+    for file in (path, path.with_name(f"{path.name}-journal")):
+        file.unlink(missing_ok=True)

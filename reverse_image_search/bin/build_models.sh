@@ -93,6 +93,6 @@ choose_runtime
 if [[ $RUNTIME == docker ]]; then
   docker_build_models "$@"
 else
-  prepare_python
+  prepare_python --only "$BUILD_PACKAGES"
   exec "$PYTHON" -I -m reverse_image_search.build_models --output-dir "$OUTPUT_DIR" "$@"
 fi

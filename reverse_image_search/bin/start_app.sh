@@ -45,7 +45,7 @@ check_ports_free APP_PORT
 if [[ $RUNTIME == docker ]]; then
   docker_start_app
 else
-  prepare_python
+  prepare_python --only "$APP_PACKAGES"
   export TRITON_URL="${TRITON_URL:-http://127.0.0.1:$TRITON_HTTP_PORT}"
   cd "$REPO_ROOT" # Streamlit reads .streamlit/config.toml from where it starts
   exec "$PYTHON" -I -m reverse_image_search.app \

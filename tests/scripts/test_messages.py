@@ -175,17 +175,25 @@ def test_a_python_without_venv_is_named_and_leaves_no_half_of_one(fresh_clone, i
     assert not (fresh_clone / ".venv").exists()
 
 
-def test_packages_that_cannot_be_installed_are_one_message(fresh_clone, isolated_path):
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
+@pytest.mark.parametrize("index_answers", [False, True])
+def test_packages_that_cannot_be_installed_are_one_message(
+    fresh_clone, isolated_path, index_answers
+):
     (fresh_clone / ".venv" / "bin").mkdir(parents=True)
     put_program(
         fresh_clone / ".venv" / "bin",
         "python",
         'case "$*" in *missing_packages*) echo torch ;;'
+        f" *urllib*) exit {int(not index_answers)} ;;"
         ' *"pip install"*) echo "no network" >&2; exit 1 ;; esac',
     )
 
     result = run_isolated(fresh_clone, isolated_path, "build_models.sh")
 
     assert result.returncode == 1
+    reason = "could not be used" if index_answers else "does not answer"
+    assert f"PyTorch's CPU index {reason}" in result.stdout
+    assert "a download of 2.8 GB, 5.2 GB on disk" in result.stdout
     assert "no network" in result.stderr
     assert "the packages could not be installed into .venv (see above)" in result.stderr

@@ -1,6 +1,7 @@
 """The Python that scripts use: .venv alone, sound or made anew, and nothing of the caller's."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,13 +42,13 @@ def clone(tmp_path):
     return folder
 
 
-def prepare(clone: Path, **environment: str) -> subprocess.CompletedProcess:
-    """What scripts do to .venv before they use it."""
+def prepare(clone: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """What scripts do to .venv before they use it: ``prepare_python arguments``."""
     library = clone / "reverse_image_search" / "bin" / "lib"
     names = ("settings", "python_environment")
     sources = "\n".join(f'source "{library}/{name}.sh"' for name in names)
     return subprocess.run(
-        ["bash", "-p", "-c", f"set -euo pipefail\n{sources}\nprepare_python"],
+        ["bash", "-p", "-c", f"set -euo pipefail\n{sources}\nprepare_python {shlex.join(arguments)}"],
         env=script_environment(**environment),
         capture_output=True,
         text=True,
@@ -171,6 +172,36 @@ def test_a_copied_clone_runs_its_own_code(clone, tmp_path):
     copy = shutil.copytree(clone, tmp_path / "copy", symlinks=True)
 
     assert_sound(copy, prepare(copy))
+
+
+def test_packages_that_the_job_does_not_need_are_not_installed(clone):
+    with (clone / "requirements.txt").open("a") as file:
+        file.write("no-such-package==1.0\nno-such-package-either[extra]==1.0\n")
+
+    for output in ("Making .venv", ""):
+        result = prepare(clone, "--only", f"numpy {PACKAGE}")
+
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.startswith(output)
+
+
+@pytest.mark.parametrize("uv_fails", [False, True])
+def test_uv_installs_where_there_is_one_and_pip_where_that_fails(clone, tmp_path, uv_fails):
+    uv = tmp_path / "path" / "uv"
+    uv.parent.mkdir()
+    uv.write_text(f'#!/usr/bin/env bash\necho "$PWD: $*" >>"$0.log"\nexit {int(uv_fails)}\n')
+    uv.chmod(0o755)
+    make_venv(clone)
+
+    result = prepare(clone, PATH=f"{uv.parent}:{os.environ['PATH']}", UV_SYSTEM_PYTHON="1")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    packages, project = uv.with_suffix(".log").read_text().splitlines()
+    assert packages.startswith(f"{clone}: pip install --python {clone}/.venv/bin/python")
+    assert f"{PACKAGE}==" in packages
+    assert project.endswith(f"--no-deps --editable {clone}")
+    assert ("Trying pip" in result.stdout) == uv_fails
+    assert (site_packages(clone / ".venv") / PACKAGE).exists() == uv_fails  # the fake does nothing
 
 
 NOBODY = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups", "env", "-i"]

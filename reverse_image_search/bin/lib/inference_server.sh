@@ -124,7 +124,7 @@ local_stop() {
 
 # Installs what the server needs, and dies where it cannot run.
 local_check() {
-  prepare_python
+  prepare_python --only "$SERVER_PACKAGES"
   "${local_server[@]}" --check
 }
 

@@ -4,15 +4,29 @@
 
 PYTHON="$REPO_ROOT/.venv/bin/python"
 
-# PyTorch's own index of wheels without CUDA: 200 MB instead of several GB.
+# PyTorch's own index of wheels without CUDA: a download of 200 MB instead of 2.8 GB.
 readonly TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+readonly CUDA_SIZE="a download of 2.8 GB, 5.2 GB on disk" # of the pinned torch
 
-# Makes or updates .venv with the packages of requirements.txt and of the further files in "$@".
+# What a job needs of requirements.txt.
+# shellcheck disable=SC2034 # for the scripts
+readonly BUILD_PACKAGES="torch torchvision numpy pillow tqdm" SERVER_PACKAGES="torch numpy" \
+  APP_PACKAGES="streamlit tritonclient numpy pillow"
+
+# prepare_python [--only "NAME ..."] [FILE ...]
+# Makes or updates .venv with the packages of requirements.txt, or the named ones of them, and of
+# further requirements files.
 prepare_python() {
-  local missing file
-  local -a files=("$REPO_ROOT/requirements.txt" "$@") arguments=()
+  local missing file only="[^#]*"
+  if [[ ${1-} == --only ]]; then
+    only="${2// /|}"
+    shift 2
+  fi
+  local -a packages=() arguments=()
+  mapfile -t packages < <(grep -E "^($only)(\[.*\])?==" "$REPO_ROOT/requirements.txt")
   venv_works || make_venv
-  missing="$("$PYTHON" -I "$LIB_DIR/missing_packages.py" "$REPO_ROOT" "${files[@]}")"
+  missing="$("$PYTHON" -I "$LIB_DIR/missing_packages.py" "$REPO_ROOT" \
+    <(printf '%s\n' "${packages[@]}") "$@")"
   [[ -n $missing ]] || return 0
   [[ -w $REPO_ROOT/.venv ]] ||
     die "$REPO_ROOT/.venv lacks packages and cannot be changed: it belongs to $(owner_of "$REPO_ROOT/.venv"). Run this as that user, or remove the folder."
@@ -20,11 +34,11 @@ prepare_python() {
   pip_works || "$PYTHON" -I -m ensurepip --default-pip >/dev/null 2>&1 || true
   pip_works || make_venv
   echo "Installing packages into .venv ..."
-  [[ $missing != *torch* ]] || install_cpu_torch
-  for file in "${files[@]}"; do arguments+=(-r "$file"); done
-  pip_install "${arguments[@]}" ||
+  [[ $'\n'$missing != *$'\n'torch* ]] || install_cpu_torch
+  for file; do arguments+=(-r "$file"); done
+  install "${packages[@]}" "${arguments[@]}" ||
     die "the packages could not be installed into .venv (see above). Run this again once that is fixed."
-  pip_install --no-deps --editable "$REPO_ROOT" ||
+  install --no-deps --editable "$REPO_ROOT" ||
     die "the project could not be installed into .venv (see above)."
 }
 
@@ -66,22 +80,49 @@ pip_works() {
   "$PYTHON" -I -m pip --version >/dev/null 2>&1
 }
 
+# Takes pip's arguments. uv is several times as fast; but it does not read pip's settings, so it may
+# not find what pip does.
+install() {
+  if command -v uv >/dev/null; then
+    ! uv_install "$@" || return 0
+    echo "uv could not install them (see above). Trying pip ..."
+  fi
+  pip_install "$@"
+}
+
+# In the repository: the caller's folder may have settings for another project.
+uv_install() {
+  local -a quiet=()
+  [[ -t 2 ]] || quiet=(--quiet)
+  (
+    unset UV_PYTHON UV_SYSTEM_PYTHON
+    cd "$REPO_ROOT" && uv pip install --python "$PYTHON" "${quiet[@]}" "$@"
+  )
+}
+
 # The caller's pip settings may name an index or a proxy, but no other place to install to.
+# --quiet turns off the progress bar, too.
 pip_install() {
+  local -a quiet=()
+  [[ -t 1 ]] || quiet=(--quiet)
   PIP_USER=0 PIP_TARGET="" PIP_PREFIX="" PIP_ROOT="" PIP_REQUIRE_VIRTUALENV="" \
-    "$PYTHON" -I -m pip install --disable-pip-version-check --quiet --progress-bar on "$@"
+    "$PYTHON" -I -m pip install --disable-pip-version-check "${quiet[@]}" "$@"
 }
 
 # Without an NVIDIA GPU the CUDA builds of torch are gigabytes for nothing: takes torch and
-# torchvision from the CPU index, where that answers. pip then finds the requirement satisfied.
+# torchvision from the CPU index, where that answers. The requirement is then satisfied.
 install_cpu_torch() {
-  [[ $(uname -sm) == "Linux x86_64" ]] && ! has_nvidia_gpu || return 0
-  if "$PYTHON" -I -c 'import sys, urllib.request
+  [[ $(uname -sm) == "Linux x86_64" ]] || return 0
+  if has_nvidia_gpu; then
+    echo "There is an NVIDIA GPU: taking the CUDA builds of torch, $CUDA_SIZE."
+  elif ! "$PYTHON" -I -c 'import sys, urllib.request
 urllib.request.urlopen(sys.argv[1], timeout=3)' "$TORCH_CPU_INDEX/torch/" 2>/dev/null; then
-    pip_install --index-url "$TORCH_CPU_INDEX" \
-      --requirement <(grep -E '^torch(vision)?==' "$REPO_ROOT/requirements.txt") || true
+    echo "PyTorch's CPU index does not answer: taking the CUDA builds of torch, $CUDA_SIZE. They run on a CPU, too."
   else
-    echo "PyTorch's CPU index does not answer; taking the CUDA builds (several GB), which run on a CPU too."
+    local -a torch=()
+    mapfile -t torch < <(grep -E '^torch(vision)?==' < <(printf '%s\n' "${packages[@]}"))
+    install --index-url "$TORCH_CPU_INDEX" "${torch[@]}" ||
+      echo "PyTorch's CPU index could not be used (see above): taking the CUDA builds of torch, $CUDA_SIZE."
   fi
 }
 

@@ -47,8 +47,9 @@ def prepare(clone: Path, *arguments: str, **environment: str) -> subprocess.Comp
     library = clone / "reverse_image_search" / "bin" / "lib"
     names = ("settings", "python_environment")
     sources = "\n".join(f'source "{library}/{name}.sh"' for name in names)
+    command = shlex.join(["prepare_python", *arguments])
     return subprocess.run(
-        ["bash", "-p", "-c", f"set -euo pipefail\n{sources}\nprepare_python {shlex.join(arguments)}"],
+        ["bash", "-p", "-c", f"set -euo pipefail\n{sources}\n{command}"],
         env=script_environment(**environment),
         capture_output=True,
         text=True,
@@ -178,11 +179,9 @@ def test_packages_that_the_job_does_not_need_are_not_installed(clone):
     with (clone / "requirements.txt").open("a") as file:
         file.write("no-such-package==1.0\nno-such-package-either[extra]==1.0\n")
 
-    for output in ("Making .venv", ""):
-        result = prepare(clone, "--only", f"numpy {PACKAGE}")
-
-        assert (result.returncode, result.stderr) == (0, "")
-        assert result.stdout.startswith(output)
+    assert prepare(clone, "--only", f"numpy {PACKAGE}").returncode == 0
+    again = prepare(clone, "--only", f"numpy {PACKAGE}")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("uv_fails", [False, True])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
 import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -118,6 +118,8 @@ class Client:
 
     def _infer(self, model: contract.ModelSpec, items: list[np.ndarray]) -> list[np.ndarray]:
         """Outputs of `model` for `items`, which are sent in batches of one shape."""
+        if len(items) == 1:
+            return [output.copy() for output in self._infer_batch(model, items[0][np.newaxis])]
         batches = batches_of_one_shape(items)
         answers = [self._infer_batch(model, np.stack([items[i] for i in b])) for b in batches]
         order = np.argsort(np.concatenate(batches))  # back to that of the items
@@ -132,11 +134,11 @@ class Client:
         (spec,) = model.inputs
         infer_input = InferInput(spec.name, batch.shape, spec.datatype)
         infer_input.set_data_from_numpy(batch)
-        request_id = uuid.uuid4().hex
+        request_id = secrets.token_hex()
         result = self._call("infer", model.name, [infer_input], request_id=request_id)
         try:
             answer = result.get_response()
-            outputs = {spec.name: result.as_numpy(spec.name) for spec in model.outputs}
+            outputs = [result.as_numpy(spec.name) for spec in model.outputs]
         except Exception as error:  # whatever a malformed answer leads to
             raise triton_error(error, self.url, self.timeout) from error
         if (answer.get("id"), answer.get("model_name")) != (request_id, model.name):
@@ -144,14 +146,14 @@ class Client:
             raise RequestRejectedError(
                 f"{self.url} sent the answer to another request. Search again"
             )
-        for name, output in outputs.items():
+        for spec, output in zip(model.outputs, outputs, strict=True):
             shape = None if output is None else output.shape
             if shape is None or len(shape) != 2 or shape[0] != len(batch):
                 raise RequestRejectedError(
-                    f"{model.name} at {self.url} does not answer the tensor contract: {name} is "
-                    f"{shape} for a batch of {len(batch)}"
+                    f"{model.name} at {self.url} does not answer the tensor contract: {spec.name} "
+                    f"is {shape} for a batch of {len(batch)}"
                 )
-        return list(outputs.values())
+        return outputs
 
     def _call(self, method: str, *arguments, **options) -> Any:
         """Call a method of this thread's `InferenceServerClient`.

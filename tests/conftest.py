@@ -49,7 +49,8 @@ CHROMIUM_ARGUMENTS = [
 NOT_IN_BUILD = {"app", "client", "benchmark", "bin", "deploy"}
 
 
-SUITES = ("unit", "integration", "scripts", "docs", "browser", "docker", "faults")
+# The longest first and the shortest tests last, so that parallel workers end together.
+SUITES = ("docker", "faults", "browser", "docs", "scripts", "integration", "unit")
 
 _figures: list[str] = []
 
@@ -62,8 +63,27 @@ def figure() -> Callable[[str], None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each suite together in its random order, so that its servers are started once."""
-    items.sort(key=lambda item: SUITES.index(item.path.relative_to(REPO_ROOT / "tests").parts[0]))
+    """Keep each suite together in its random order, so that its servers are started once.
+
+    A parallel worker takes a whole file at a time, and all of docker: its containers have names.
+    """
+    suite_of = {item: item.path.relative_to(REPO_ROOT / "tests").parts[0] for item in items}
+    items.sort(key=lambda item: SUITES.index(suite_of[item]))
+    for item, suite in suite_of.items():
+        group = suite if suite == "docker" else str(item.path.relative_to(REPO_ROOT))
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand a parallel worker's figures to the process that prints them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["figures"] = _figures
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    """Take the figures of a parallel worker that has ended."""
+    _figures.extend(getattr(node, "workeroutput", {}).get("figures", []))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

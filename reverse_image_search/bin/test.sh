@@ -54,7 +54,8 @@ main() {
 
   echo "Tests: ${paths[*]}"
   cd "$REPO_ROOT"
-  exec "$PYTHON" -I -m pytest --durations=15 "${options[@]}" "${paths[@]}"
+  exec "$PYTHON" -I -m pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder \
+    --durations=15 "${options[@]}" "${paths[@]}"
 }
 
 prepare_browser() {

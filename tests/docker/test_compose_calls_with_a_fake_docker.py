@@ -303,6 +303,26 @@ def test_compose_that_is_too_old_is_named(fake_docker: FakeDocker, version: str)
     assert f"1.28 or newer, not docker compose {version}" in sentence
 
 
+PODMAN = """#!/bin/sh
+case $1 in version) printf 'Client:       Podman Engine\\nVersion:      4.3.1\\n' ;; compose) exit 125 ;; esac
+"""
+
+
+def test_podman_as_docker_is_told_what_compose_needs(fake_docker: FakeDocker) -> None:
+    fake_docker.write("docker", PODMAN)
+    fake_docker.write("docker-compose", "#!/bin/sh\n[ $1 = version ] && echo 1.29.2\n")
+    result = fake_docker.run_script(CPU_SCRIPT, DOCKER_HOST="")
+    assert result.returncode == 1
+    assert "docker is podman here" in result.stderr.splitlines()[-1]
+    assert "RUNTIME=local" in result.stderr.splitlines()[-1]
+
+
+def test_podman_as_docker_is_not_chosen_by_itself(fake_docker: FakeDocker) -> None:
+    fake_docker.write("docker", PODMAN)
+    first_line = fake_docker.run_script(CPU_SCRIPT, RUNTIME="", DOCKER_HOST="").stdout
+    assert first_line.startswith("Runtime: local")
+
+
 def test_standalone_compose_is_used_where_the_plugin_is_missing(fake_docker: FakeDocker) -> None:
     fake_docker.rename("docker", "docker-compose")
     fake_docker.write("docker", "#!/bin/sh\n[ $1 = image ] || [ $1 = info ]\n")

@@ -66,6 +66,20 @@ def tally() -> Iterator[Callable[[str], Tally]]:
         pytest.fail(f"{len(lost)} cases lost:\n" + "\n".join(lost[:20]) + more, pytrace=False)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand a parallel worker's tallies to the process that prints them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tallies"] = [vars(each) for each in _tallies]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    """Take the tallies of a parallel worker that has ended."""
+    for values in getattr(node, "workeroutput", {}).get("tallies", []):
+        _tallies.append(Tally(values["name"]))
+        vars(_tallies[-1]).update(values)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The closing table."""
     if not _tallies:

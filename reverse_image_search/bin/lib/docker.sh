@@ -8,7 +8,9 @@ readonly SERVER_CONTAINER=reverse_image_search_triton APP_CONTAINER=reverse_imag
 
 # Sets COMPOSE to the command line of Compose v2, or of v1 from 1.28.
 find_compose() {
-  local candidate version answer found=""
+  local candidate version answer found="" hint=""
+  [[ -n ${DOCKER_HOST-} || ! "$(docker version 2>/dev/null)" =~ ^Client:\ +Podman ]] ||
+    hint=". docker is podman here, which Compose reaches through podman's socket: start it and set DOCKER_HOST (doc/docker.md), or use RUNTIME=local."
   for candidate in "docker compose" docker-compose; do
     read -ra COMPOSE <<<"$candidate"
     version="$("${COMPOSE[@]}" version --short 2>/dev/null)" || continue
@@ -16,10 +18,10 @@ find_compose() {
     [[ $version =~ ^v?([0-9]+)\.([0-9]+) ]] || continue
     ((BASH_REMATCH[1] > 1 || BASH_REMATCH[2] >= 28)) || continue
     COMPOSE+=(--project-directory "$REPO_ROOT" --file "$REPO_ROOT/docker-compose.yml")
-    answer="$("${COMPOSE[@]}" ps 2>&1)" || die "$candidate $version failed: ${answer##*$'\n'}"
+    answer="$("${COMPOSE[@]}" ps 2>&1)" || die "$candidate $version failed: ${answer##*$'\n'}$hint"
     return
   done
-  die "RUNTIME=docker needs Docker Compose 1.28 or newer$found. Install it (https://docs.docker.com/compose/install/), or use RUNTIME=local."
+  die "RUNTIME=docker needs Docker Compose 1.28 or newer$found. Install it (https://docs.docker.com/compose/install/), or use RUNTIME=local.$hint"
 }
 
 # build_image SERVICE COST

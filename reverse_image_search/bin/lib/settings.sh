@@ -107,12 +107,12 @@ choose_runtime() {
   fi
   [[ $RUNTIME == docker || $RUNTIME == local ]] ||
     die "RUNTIME is '$RUNTIME', which is neither docker nor local. Set it to one, or leave it empty."
-  export RUNTIME
   echo "Runtime: $RUNTIME ($reason)"
 }
 
 docker_answers() {
   command -v docker >/dev/null || return 1
+  [[ -n ${DOCKER_HOST-} || ! "$(docker version 2>/dev/null)" =~ ^Client:\ +Podman ]] || return 1 # see find_compose
   local -a limit=() # macOS has no timeout
   ! command -v timeout >/dev/null || limit=(timeout 10)
   "${limit[@]}" docker info >/dev/null 2>&1

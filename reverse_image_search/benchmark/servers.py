@@ -74,6 +74,8 @@ def _peer(name: str, output_dir: Path, health_answers: int) -> Iterator[str]:
 def _running(module: str, options: list[str], is_up: Callable[[], bool]) -> Iterator[None]:
     """Run a module of ours; wait until it is up, and stop it with all of its processes."""
     command = [sys.executable, "-I", "-m", f"reverse_image_search.{module}", *options]
+    for signal_number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signal_number, lambda number, _: sys.exit(128 + number))  # stops it as well
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:

@@ -5,6 +5,7 @@ Only the standard library.
 
 import contextlib
 import os
+import resource
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -53,3 +54,11 @@ def missing_memory(needed: int, purpose: str) -> str | None:
         f"{purpose} needs {needed / 2**30:.1f} GB of memory; "
         f"this machine or container has {found / 2**30:.1f} GB."
     )
+
+
+def address_limit() -> str:
+    """A sentence about the limit of `ulimit -v`, if there is one: it looks like a lack of memory."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return f" ulimit -v limits addresses to {limit / 2**30:.1f} GB: try ulimit -v unlimited."

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from reverse_image_search.serving.memory import used_memory
+from reverse_image_search.serving.memory import address_limit, used_memory
 
 ADDRESS = "127.0.0.1"
 POLL = 0.1  # seconds
@@ -60,7 +60,7 @@ class Supervisor:
             if deaths == _DEATHS_BEFORE_READY:
                 raise LocalServerError(
                     f"given up: the server {reason} {deaths} times before it was ready. "
-                    "Its own log above says why."
+                    f"Its own log above says why.{address_limit()}"
                 )
             pause = _FIRST_PAUSE * 2**deaths
             self._say(f"the server {reason}; starting it again in {pause:g} s")

@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -135,6 +136,24 @@ def test_ctrl_c_stops_the_server_in_the_foreground(settings, small_build, tmp_pa
 
         all_gone(family)
         assert not processes_naming(port)
+
+
+def test_a_benchmark_that_is_killed_stops_its_server(small_build):
+    serve = (
+        "import pathlib, time; from reverse_image_search.benchmark.servers import local_server\n"
+        f"with local_server([pathlib.Path({str(small_build / 'model_repo')!r})]) as url:\n"
+        "    print(url, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-I", "-c", serve]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert Client(process.stdout.readline().strip(), timeout=60).is_ready()
+    family = descendants(process.pid)
+    assert len(family) >= 3
+
+    process.terminate()
+
+    assert process.wait(60) == 128 + signal.SIGTERM
+    all_gone(family)
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGHUP], ids=lambda s: s.name)

@@ -140,6 +140,16 @@ def test_deaths_before_ready_are_given_up(tmp_path, free_port):
     assert re.findall(r"starting it again in (\S+) s", result.stdout) == ["1", "2"]
 
 
+def test_a_limit_on_addresses_is_named_when_the_server_is_given_up(free_port):
+    port = str(free_port())
+    command = ["bash", "-c", 'ulimit -v 6291456; exec "$0" "$@"', sys.executable, "-c", SUPERVISE]
+    command += [port, str(2**33), sys.executable, FAKE_SERVER, port, "crash"]
+
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert "ulimit -v limits addresses to 6.0 GB" in result.stderr
+
+
 def test_the_server_stops_when_nobody_reads_on(free_port):
     """As in `start_inference_server_cpu.sh | head -n 1`, or when a terminal is closed."""
     port = str(free_port())

@@ -47,7 +47,7 @@ from reverse_image_search.gallery_writer import (
     copy_gallery,
     remove_gallery,
 )
-from reverse_image_search.indexes import INDEXES
+from reverse_image_search.indexes import INDEXES, IndexOptions
 from reverse_image_search.serving.export import (
     ExportError,
     check_export,
@@ -154,7 +154,8 @@ def build(options: argparse.Namespace, folder: Path) -> None:
 
     with _step("index"):
         vectors = torch.from_numpy(embeddings)
-        index = index_spec.build(vectors, torch.from_numpy(ids), options.top_k).eval()
+        index_options = IndexOptions(options.top_k, options.recall)
+        index = index_spec.build(vectors, torch.from_numpy(ids), index_options).eval()
         index_folder = layout.version_folder(model_repo, contract.VECTOR_SIMILARITY.name)
         write_model_files(index_spec.files(index), index_folder, _EMBEDDINGS_NDIM)
         index_file = index_folder / layout.MODEL_FILENAME
@@ -327,6 +328,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--dataset", choices=DATASETS, help="source of the images")
     add("--encoder", choices=ENCODERS, help="default: the one that suits the dataset")
     add("--index", choices=INDEXES, default=next(iter(INDEXES)), help="kind of vector search")
+    recall_help = "share of the 20 nearest that an approximate index must find"
+    add("--recall", type=_share, default=IndexOptions.recall, help=recall_help)
     add("--quality", action="store_true", help="use the encoder's better, slower variant")
     add("--weights", type=Path, metavar="FILE", help="weights of a pretrained encoder")
     add("--no-floor", action="store_true", help="publish even when the search quality is too low")
@@ -368,6 +371,16 @@ def _choose_dataset(options: argparse.Namespace, parser: argparse.ArgumentParser
         options.labels,
         not options.no_labels,
     )
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return share
 
 
 def _positive(text: str) -> int:

@@ -57,7 +57,7 @@ def missing_memory(needed: int, purpose: str) -> str | None:
 
 
 def address_limit() -> str:
-    """A sentence about the limit of `ulimit -v`, if there is one: it looks like a lack of memory."""
+    """A sentence about the limit of `ulimit -v`, which looks like a lack of memory; or nothing."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return ""

@@ -304,7 +304,10 @@ def test_compose_that_is_too_old_is_named(fake_docker: FakeDocker, version: str)
 
 
 PODMAN = """#!/bin/sh
-case $1 in version) printf 'Client:       Podman Engine\\nVersion:      4.3.1\\n' ;; compose) exit 125 ;; esac
+case $1 in
+  version) printf 'Client:       Podman Engine\\nVersion:      4.3.1\\n' ;;
+  compose) exit 125 ;;
+esac
 """
 
 

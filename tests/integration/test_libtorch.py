@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from reverse_image_search.serving.export import load_torchscript
+from reverse_image_search.indexes import INDEXES, IndexOptions
+from reverse_image_search.layout import MODEL_FILENAME, model_file
+from reverse_image_search.serving.export import load_torchscript, write_model_files
 from tests.running import skip_or_fail
 
 SOURCE = Path(__file__).with_name("load_torchscript.cpp")
@@ -34,12 +36,24 @@ def program(tmp_path_factory) -> Path:
     return binary
 
 
+@pytest.fixture(scope="module")
+def ivf_file(gallery, tmp_path_factory) -> Path:
+    """An inverted file of the small build's embeddings."""
+    ids, embeddings = map(torch.from_numpy, gallery.embeddings())
+    index = INDEXES["ivf"].build(embeddings, ids, IndexOptions(top_k=100)).eval()
+    folder = tmp_path_factory.mktemp("ivf") / "1"
+    write_model_files(INDEXES["ivf"].files(index), folder, input_ndim=2)
+    return folder / MODEL_FILENAME
+
+
+@pytest.mark.parametrize("index", ["exact", "ivf"])
 @pytest.mark.parametrize("shape", [(5, 3, 28, 28), (2, 3, 40, 23)])
-def test_both_files_give_the_same_numbers_in_cpp(program, small_build, shape):
+def test_both_files_give_the_same_numbers_in_cpp(program, small_build, ivf_file, shape, index):
     images = np.random.default_rng(0).random(shape, np.float32)
+    model_repo = small_build / "model_repo"
     files = [
-        small_build / "model_repo" / model / "1" / "model.pt"
-        for model in ("image_encoder", "vector_similarity")
+        model_file(model_repo, "image_encoder"),
+        ivf_file if index == "ivf" else model_file(model_repo, "vector_similarity"),
     ]
 
     result = subprocess.run(

@@ -19,7 +19,7 @@ from reverse_image_search.datasets import (
 )
 from reverse_image_search.encoders import ENCODERS, EncoderSpec
 from reverse_image_search.gallery import Gallery
-from reverse_image_search.indexes import INDEXES, IndexSpec
+from reverse_image_search.indexes import INDEXES, IndexOptions, IndexSpec
 from tests.running import Triton
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "gray": (90, 90, 90)}
@@ -42,11 +42,11 @@ class MeanColor(nn.Module):
 class OneByOne(nn.Module):
     """Compares the query with each embedding in turn."""
 
-    def __init__(self, embeddings: Tensor, ids: Tensor, top_k: int):
+    def __init__(self, embeddings: Tensor, ids: Tensor, options: IndexOptions):
         super().__init__()
         self.register_buffer("embeddings", embeddings)
         self.register_buffer("ids", ids)
-        self.top_k = min(top_k, len(ids))
+        self.top_k = min(options.top_k, len(ids))
 
     def forward(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         scores = torch.stack([queries @ row for row in self.embeddings.unbind()], dim=1)

@@ -38,13 +38,7 @@ def measure_index_search(output_dir: Path, size: int) -> dict:
     """
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
-    with torch.inference_mode():
-        queries = load_models(output_dir)[0](torch.from_numpy(query_tensors(output_dir, 256)))
-    _, embeddings = Gallery(gallery_file(output_dir)).embeddings()
-    gallery = np.resize(embeddings, (size, embeddings.shape[1]))
-    generator = np.random.default_rng(0)
-    for part in np.split(gallery, range(len(embeddings), size, len(embeddings)))[1:]:
-        part += _NOISE * generator.standard_normal(part.shape, np.float32)  # in place
+    queries, gallery = load_vectors(output_dir, size)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "1" / MODEL_FILENAME
         index = ExactIndex(torch.from_numpy(gallery), torch.arange(size), _TOP_K)
@@ -79,6 +73,18 @@ def measure_index_search(output_dir: Path, size: int) -> dict:
         medians = 1e3 * np.median(times[3:], axis=0)  # three warm up
         faiss_ms[batch_size], exact_ms[batch_size] = medians.tolist()
     return row | {"exact_ms": exact_ms, "faiss_ms": faiss_ms, "score_difference": difference}
+
+
+def load_vectors(output_dir: Path, size: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Embeddings of 256 example queries, and `size` of the gallery's, with noise if repeated."""
+    with torch.inference_mode():
+        queries = load_models(output_dir)[0](torch.from_numpy(query_tensors(output_dir, 256)))
+    _, embeddings = Gallery(gallery_file(output_dir)).embeddings()
+    gallery = np.resize(embeddings, (size, embeddings.shape[1]))
+    generator = np.random.default_rng(0)
+    for part in np.split(gallery, range(len(embeddings), size, len(embeddings)))[1:]:
+        part += _NOISE * generator.standard_normal(part.shape, np.float32)  # in place
+    return queries, gallery
 
 
 def main() -> None:

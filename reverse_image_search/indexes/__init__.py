@@ -15,7 +15,8 @@ class IndexOptions:
     """Options of the command line for building an index."""
 
     top_k: int  # neighbors that it returns
-    recall: float = 0.99  # share of the 20 nearest that an approximate one must find
+    # Share of the 20 nearest that an approximate one must find on its sample; 0.99 on other queries.
+    recall: float = 0.995
 
 
 def _torchscript_file(index: nn.Module) -> Mapping[str, nn.Module | bytes]:

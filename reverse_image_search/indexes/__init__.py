@@ -15,7 +15,7 @@ class IndexOptions:
     """Options of the command line for building an index."""
 
     top_k: int  # neighbors that it returns
-    # Share of the 20 nearest that an approximate one must find on its sample; 0.99 on other queries.
+    # Share of the 20 nearest that an approximate one must find on its sample, so 0.99 on others.
     recall: float = 0.995
 
 

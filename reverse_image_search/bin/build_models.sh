@@ -15,10 +15,11 @@
 #   --epochs N        passes over the images
 #   --quality         average three encoders: three times the training, better search
 #   --dataset NAME    source of the images (default fashion_mnist)
-#   --encoder NAME    fashion (trained here) or resnet18 (ImageNet weights); the default suits the
+#   --encoder NAME    fashion (trained here) or a pretrained one: efficientnet_lite0, resnet18,
+#                     resnet50, efficientnet_b0, convnext_tiny, vit_b_16; the default suits the
 #                     dataset
 #   --index NAME      kind of vector search (default exact)
-#   --weights FILE    weights for --encoder resnet18 instead of torchvision's download
+#   --weights FILE    weights of a pretrained encoder, instead of their download
 #   --top-k K         neighbors that the server returns for each query (default 100)
 #   --data-dir DIR    where the dataset is, or is downloaded to (default data/)
 #   --output-dir DIR  where model_repo/ and gallery/ go (default: OUTPUT_DIR of .env)

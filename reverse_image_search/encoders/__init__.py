@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 from reverse_image_search.encoders.averaged import train_averaged_encoder
+from reverse_image_search.encoders.efficientnet_lite import SIDE, load_efficientnet_lite0
 from reverse_image_search.encoders.fashion import IMAGE_SIZE, train_fashion_encoder
-from reverse_image_search.encoders.pretrained import IMAGENET_SIDE, load_resnet18
 from reverse_image_search.encoders.spec import EncoderError, EncoderSpec, TrainingOptions
+from reverse_image_search.encoders.torchvision_models import torchvision_encoder
 
 _FASHION = EncoderSpec(
     make=train_fashion_encoder,
@@ -17,17 +18,23 @@ _FASHION = EncoderSpec(
     quality_gate={"precision_at_1": 0.90, "recall_at_1": 0.85},
     quality_variant="fashion_averaged",
 )
-_RESNET18 = EncoderSpec(
-    make=load_resnet18,
-    input_size=(IMAGENET_SIDE, IMAGENET_SIDE),
+_EFFICIENTNET_LITE0 = EncoderSpec(
+    make=load_efficientnet_lite0,
+    input_size=(SIDE, SIDE),
     is_grayscale=False,
-    license="BSD-3-Clause",
+    license="Apache-2.0",
 )
 
 ENCODERS = {
     "fashion": _FASHION,
     "fashion_averaged": replace(_FASHION, make=train_averaged_encoder, quality_variant=None),
-    "resnet18": _RESNET18,
+    "efficientnet_lite0": _EFFICIENTNET_LITE0,
+    "resnet18": torchvision_encoder("resnet18", "IMAGENET1K_V1"),
+    "resnet50": torchvision_encoder("resnet50", "IMAGENET1K_V2"),
+    "efficientnet_b0": torchvision_encoder("efficientnet_b0", "IMAGENET1K_V1"),
+    "convnext_tiny": torchvision_encoder("convnext_tiny", "IMAGENET1K_V1"),
+    # SWAG (Singh et al. 2022): trained on hashtags. Its license forbids commercial use.
+    "vit_b_16": torchvision_encoder("vit_b_16", "IMAGENET1K_SWAG_LINEAR_V1", "CC-BY-NC-4.0"),
 }
 
 __all__ = ["ENCODERS", "EncoderError", "EncoderSpec", "TrainingOptions"]

@@ -1,69 +1,128 @@
-"""Penultimate-layer features of torchvision's ImageNet classifiers."""
+"""What pretrained encoders share: published preprocessing, weights files, their packages."""
+
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import distributions
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
-from reverse_image_search.datasets import Dataset
-from reverse_image_search.encoders.spec import EncoderError, TrainingOptions
-from reverse_image_search.layout import BUILD_COMMAND
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # red, green, blue, of pixels from 0 to 1
-IMAGENET_STD = (0.229, 0.224, 0.225)
-IMAGENET_SIDE = 224  # pixels, rows and columns
+from reverse_image_search.encoders.spec import EncoderError
+from reverse_image_search.layout import REPOSITORY_ROOT
 
 
 class PretrainedEncoder(nn.Module):
-    """A classifier without its last layer, preprocessing included.
+    """A pretrained network with its preprocessing.
 
-    `backbone` : (batch, 3, 224, 224) normalized RGB -> (batch, embedding_dim)
+    `preprocess` : RGB (batch, 3, height, width), 0 to 1, of any size -> the network's input
+    `network` : that -> features (batch, F)
     """
 
+    def __init__(self, preprocess: nn.Module, network: nn.Module):
+        super().__init__()
+        self.preprocess, self.network = preprocess, network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`contract.IMAGES`, clamped, NaN as 0 -> (batch, F) float32, unit length."""
+        images = torch.nan_to_num(images, nan=0.0).clamp(0.0, 1.0)
+        return F.normalize(self.network(self.preprocess(images)))
+
+
+class _Preprocessing(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, embedding_dim: int):
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        self.embedding_dim, self.backbone = embedding_dim, backbone
-        self.image_size = [IMAGENET_SIDE, IMAGENET_SIDE]
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """`mean` and `std` are of red, green, and blue, of pixels 0 to 1."""
+        return (images - self.mean) / self.std
+
+
+class ResizeAndCrop(_Preprocessing):
+    """Resize the shorter side, crop the center square, normalize: as ImageNet classifiers do."""
+
+    def __init__(
+        self,
+        resized_side: int,
+        cropped_side: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str = "bilinear",
+    ):
+        super().__init__(mean, std)
+        self.resized_side, self.cropped_side = resized_side, cropped_side
+        self.interpolation = interpolation
 
     def forward(self, images: Tensor) -> Tensor:
-        """`contract.IMAGES`, clamped, NaN as 0 -> (batch, embedding_dim) float32, unit length."""
-        images = torch.nan_to_num(images, nan=0.0).clamp(0.0, 1.0)
-        images = F.interpolate(images, self.image_size, mode="bilinear", antialias=True)
-        return F.normalize(self.backbone((images - self.mean) / self.std))
+        """(batch, 3, height, width) -> (batch, 3, cropped_side, cropped_side)."""
+        height, width = images.shape[2], images.shape[3]
+        # Rounded as torchvision's Resize and CenterCrop do.
+        rows = height * self.resized_side // min(height, width)
+        columns = width * self.resized_side // min(height, width)
+        images = F.interpolate(images, [rows, columns], mode=self.interpolation, antialias=True)
+        top = int(round((rows - self.cropped_side) / 2))  # noqa: RUF046, TorchScript's is a float
+        left = int(round((columns - self.cropped_side) / 2))  # noqa: RUF046
+        images = images[:, :, top : top + self.cropped_side, left : left + self.cropped_side]
+        return self.normalize(images.clamp(0.0, 1.0))  # bicubic resampling overshoots
 
 
-def load_resnet18(_dataset: Dataset, options: TrainingOptions) -> PretrainedEncoder:
-    """ResNet-18 (He et al. 2016), with torchvision's weights or those of a file.
+class ResizeToArea(_Preprocessing):
+    """Resize the whole image to about side x side pixels at its aspect ratio, and normalize.
+
+    For networks that accept any multiple of `multiple` pixels. Up to 3:1; longer images are
+    squeezed.
+    """
+
+    MAX_RATIO = 3.0
+
+    def __init__(self, side: int, multiple: int, mean: Sequence[float], std: Sequence[float]):
+        super().__init__(mean, std)
+        self.side, self.multiple, self.max_ratio = side, multiple, self.MAX_RATIO
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(batch, 3, height, width) -> (batch, 3, rows, columns), multiples of `multiple`."""
+        ratio = images.shape[2] / images.shape[3]
+        root = min(max(ratio, 1 / self.max_ratio), self.max_ratio) ** 0.5
+        rows, columns = self.rounded(self.side * root), self.rounded(self.side / root)
+        images = F.interpolate(images, [rows, columns], mode="bilinear", antialias=True)
+        return self.normalize(images)
+
+    def rounded(self, side: float) -> int:
+        """The multiple nearest to `side`."""
+        return max(int(side / self.multiple + 0.5), 1) * self.multiple
+
+
+def trace(network: nn.Module, side: int) -> nn.Module:
+    """Trace a network at one size of its input, for those that `torch.jit.script` refuses."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # deprecation; constants that the size determines
+        # Two images: a batch of one would make its size a constant.
+        return torch.jit.trace(network.eval(), torch.zeros(2, 3, side, side), check_trace=False)
+
+
+def remove_last_linear(network: nn.Module) -> nn.Module:
+    """Make a classifier return what its last linear layer would get."""
+    name = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1]
+    network.set_submodule(name, nn.Identity())
+    return network
+
+
+def read_weights(path: Path, network: str) -> dict[str, Tensor]:
+    """Read the state dict of a network from a file of torch.save.
 
     Raises
     ------
-    EncoderError : the weights cannot be downloaded or read, or do not fit
+    EncoderError : the file is missing or no state dict; the message names `network`
     """
-    network = torchvision.models.resnet18()
-    _load_weights(network, "resnet18", options)
-    embedding_dim = network.fc.in_features
-    network.fc = nn.Identity()
-    return PretrainedEncoder(network, embedding_dim).eval()
-
-
-def _load_weights(network: nn.Module, name: str, options: TrainingOptions) -> None:
-    path = options.weights_file
-    if path is None:
-        published = torchvision.models.get_model_weights(name).DEFAULT
-        try:
-            network.load_state_dict(published.get_state_dict(progress=True, check_hash=True))
-        except (OSError, RuntimeError) as error:
-            raise EncoderError(
-                f"the weights of {name} could not be downloaded from {published.url} ({error}). "
-                f"Download that file elsewhere and name it: {BUILD_COMMAND} --encoder {name} "
-                "--weights FILE"
-            ) from error
-        return
     if not path.exists():
         raise EncoderError(f"there is no file {path}")
     try:
@@ -71,12 +130,31 @@ def _load_weights(network: nn.Module, name: str, options: TrainingOptions) -> No
     except Exception as error:  # torch.load raises many kinds for a bad file
         raise EncoderError(
             f"{path} cannot be read as weights ({type(error).__name__}). It must be a state dict "
-            f"of torchvision's {name}, saved with torch.save"
+            f"of {network}, saved with torch.save"
         ) from error
-    try:
-        network.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
-        raise EncoderError(
-            f"{path} does not hold the weights of torchvision's {name}: names or shapes of its "
-            "tensors differ"
-        ) from error
+    return weights
+
+
+def wrong_weights(path: Path, network: str) -> EncoderError:
+    """The error for a file whose tensors do not fit the network."""
+    return EncoderError(
+        f"{path} does not hold the weights of {network}: names or shapes of its tensors differ"
+    )
+
+
+def install_requirements(file: str) -> None:
+    """Install what this Python lacks of a requirements file of the repository, with pip.
+
+    Raises
+    ------
+    EncoderError : pip failed; its own message is on the terminal
+    """
+    path = REPOSITORY_ROOT / file
+    pins = re.findall(r"^([\w.-]+)==([\w.]+)", path.read_text(), re.MULTILINE)
+    installed = {name: {found.version for found in distributions(name=name)} for name, _ in pins}
+    if all(version in installed[name] for name, version in pins):
+        return
+    print(f"Installing the packages of {file} ...", flush=True)
+    pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+    if subprocess.run([*pip, "-r", str(path)]).returncode:
+        raise EncoderError(f"the packages of {file} could not be installed (see above)")

@@ -44,7 +44,7 @@ from reverse_image_search.gallery import (
 from reverse_image_search.gallery_writer import (
     GalleryWriter,
     continue_gallery,
-    copy_gallery,
+    publish_gallery,
     remove_gallery,
 )
 from reverse_image_search.indexes import INDEXES, IndexOptions
@@ -56,7 +56,14 @@ from reverse_image_search.serving.export import (
 )
 from reverse_image_search.serving.memory import missing_memory
 from reverse_image_search.serving.model_config import ensemble_config, model_config
-from reverse_image_search.serving.publishing import UNCHANGED, PublishingError, check_space, staging
+from reverse_image_search.serving.publishing import (
+    KEEP_VERSIONS,
+    UNCHANGED,
+    PublishingError,
+    check_space,
+    staging,
+    staging_update,
+)
 
 # On disk: gallery, index, and what is left to resume from; for tiny images, for photos.
 _BYTES_PER_IMAGE = (4_000, 50_000)
@@ -74,8 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if missing := missing_memory(_NEEDED_MEMORY, "a build"):
             raise PublishingError(missing)
-        with staging(options.output_dir) as folder:
-            build(options, folder)
+        previous = _previous_metadata(options)
+        publish = staging_update if _is_update(options, previous) else staging
+        with publish(options.output_dir) as folder:
+            if _previous_metadata(options) != previous:
+                raise PublishingError("Another build has just been published. Run this again.")
+            build(options, folder, previous)
         shutil.rmtree(options.output_dir / _TRAINED, ignore_errors=True)
         remove_gallery(options.output_dir / _WORK)
         print(f"Published to {options.output_dir}. Next: {layout.START_COMMAND}")
@@ -100,26 +111,32 @@ class NothingChangedError(Exception):
     """The published gallery has the images of the dataset already."""
 
 
-def build(options: argparse.Namespace, folder: Path) -> None:
+def build(options: argparse.Namespace, folder: Path, previous: GalleryMetadata | None) -> None:
     """Write the model repositories and the gallery into the empty `folder`, checked and scored.
+
+    Goes on with the `previous` gallery if there is one: with its encoder, unless another is asked
+    for, and with its ids. An update of it is an index and a gallery.
 
     Raises NothingChangedError where that would be what is published already.
     """
     model_repo = folder / layout.MODEL_REPO
-    previous = _previous_metadata(options)
+    kept, is_update = _kept_encoder(options, previous), _is_update(options, previous)
 
     with _step("read"):
         dataset = DATASETS[options.dataset].load(options.dataset_options)
         check_space(options.output_dir, _BYTES_PER_IMAGE[dataset.is_photos] * len(dataset.gallery))
 
     with _step("encoder"):
-        encoder_file = layout.model_file(model_repo, contract.IMAGE_ENCODER.name)
-        encoder_file.parent.mkdir(parents=True)
-        if kept := _kept_encoder(options, previous):
+        if kept:
             options.encoder = kept.encoder
-            shutil.copyfile(options.output_dir / encoder_file.relative_to(folder), encoder_file)
+            published = options.output_dir / layout.MODEL_REPO
+            encoder_file = layout.model_file(published, contract.IMAGE_ENCODER.name)
         else:
-            _make_encoder_file(options, dataset, encoder_file)
+            encoder_file = _make_encoder_file(options, dataset)
+        if not is_update:
+            target = layout.model_file(model_repo, contract.IMAGE_ENCODER.name)
+            target.parent.mkdir(parents=True)
+            shutil.copyfile(encoder_file, target)
         encoder = load_torchscript(encoder_file)
         encoder_spec, index_spec = ENCODERS[options.encoder], INDEXES[options.index]
 
@@ -136,7 +153,9 @@ def build(options: argparse.Namespace, folder: Path) -> None:
             is_photos=dataset.is_photos,
             encoder=options.encoder,
             encoder_recipe=kept.encoder_recipe if kept else _encoder_recipe(options),
-            index=f"{options.index}, top {options.top_k}",
+            index=_index_name(options),
+            score_scale=kept.score_scale if kept else None,
+            duplicate_threshold=kept.duplicate_threshold if kept else None,
         )
         writer.set_metadata(metadata)
         # With the file that will be served, so that an image finds itself at score 1.
@@ -172,9 +191,10 @@ def build(options: argparse.Namespace, folder: Path) -> None:
                 check_quality(score, encoder_spec.quality_gate)
 
     with _step("gallery"):
-        copy_gallery(writer.path, layout.gallery_file(folder))
+        publish_gallery(writer.path, layout.gallery_file(folder), KEEP_VERSIONS)
 
-    _write_configs(folder, metadata, embeddings.shape[1], options.top_k, index_spec.platform)
+    if not is_update:
+        _write_configs(folder, metadata, embeddings.shape[1], options.top_k, index_spec.platform)
     _print_summary(folder, metadata, embeddings, score)
 
 
@@ -190,6 +210,16 @@ def _previous_metadata(options: argparse.Namespace) -> GalleryMetadata | None:
             return gallery.metadata if gallery.folders() else None
     except GalleryError:
         return None
+
+
+def _is_update(options: argparse.Namespace, previous: GalleryMetadata | None) -> bool:
+    """Whether only gallery and index of what is published change."""
+    kept = _kept_encoder(options, previous)
+    return kept is not None and kept.index == _index_name(options)
+
+
+def _index_name(options: argparse.Namespace) -> str:
+    return f"{options.index}, top {options.top_k}"
 
 
 def _open_gallery(options: argparse.Namespace, previous: GalleryMetadata | None) -> GalleryWriter:
@@ -210,22 +240,22 @@ def _kept_encoder(
     return previous if is_same or not options.names_encoder else None
 
 
-def _make_encoder_file(options: argparse.Namespace, dataset: Dataset, path: Path) -> None:
-    """Export the encoder to `path`, or reuse the one that an interrupted build trained."""
-    spec = ENCODERS[options.encoder]
-    finished = options.output_dir / _TRAINED / _training_recipe(options, dataset) / path.name
+def _make_encoder_file(options: argparse.Namespace, dataset: Dataset) -> Path:
+    """Export the encoder, or reuse the one that an interrupted build trained; returns its file."""
+    spec, name = ENCODERS[options.encoder], layout.MODEL_FILENAME
+    finished = options.output_dir / _TRAINED / _training_recipe(options, dataset) / name
     if finished.exists():
         print("Resuming an interrupted build: its encoder is already trained.", flush=True)
     else:
         encoder = spec.make(dataset, TrainingOptions(options.epochs, options.seed, options.weights))
         part = finished.parent.with_suffix(f".{os.getpid()}")
         shutil.rmtree(finished.parent.parent, ignore_errors=True)  # of other recipes
-        write_model_files({path.name: encoder}, part, _IMAGES_NDIM)
-        exported = load_torchscript(part / path.name)
+        write_model_files({name: encoder}, part, _IMAGES_NDIM)
+        exported = load_torchscript(part / name)
         for examples in _example_batches(dataset):
             check_export(exported, encoder, examples, spec.export_tolerance)
         part.rename(finished.parent)
-    shutil.copyfile(finished, path)
+    return finished
 
 
 def _encoder_recipe(options: argparse.Namespace) -> str:

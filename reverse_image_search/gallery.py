@@ -4,6 +4,8 @@
     images      id, source, label, width, height, sha256, thumbnail
     files       path (bytes), image_id, size, modified_ns: where images of files are; exact copies
                 of a file are one image; empty where images come from elsewhere
+    removed     id, updates: images that are removed, but that an index that is still kept may find,
+                and how many updates ago that was; `Gallery.images` alone has them
     embeddings  id, embedding of the image by the encoder `encoder_id`
     queries     example queries, not part of the gallery; columns as in images
 
@@ -34,7 +36,7 @@ _IMAGE_COLUMNS = """
     id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, label TEXT,
     width INTEGER NOT NULL, height INTEGER NOT NULL, sha256 BLOB NOT NULL, thumbnail BLOB NOT NULL
 """
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 SCHEMA = f"""
     PRAGMA user_version = {_SCHEMA_VERSION};
     CREATE TABLE metadata (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -48,10 +50,14 @@ SCHEMA = f"""
         size INTEGER NOT NULL, modified_ns INTEGER NOT NULL
     ) WITHOUT ROWID;
     CREATE INDEX image_files ON files (image_id);
+    CREATE TABLE removed (id INTEGER PRIMARY KEY REFERENCES images (id), updates INTEGER NOT NULL);
     CREATE TABLE embeddings (
         id INTEGER PRIMARY KEY REFERENCES images (id), embedding BLOB NOT NULL
     );
 """
+
+
+_NOT_REMOVED = "id NOT IN (SELECT id FROM removed)"
 
 
 class GalleryError(Exception):
@@ -138,7 +144,7 @@ class Gallery:
         except (TypeError, ValueError) as error:
             raise self._unreadable(error) from error
         self.gallery_id, self.encoder_id = self.metadata.gallery_id, self.metadata.encoder_id
-        self._count = self._query("SELECT count(*) FROM images")[0][0]
+        self._count = self._query(f"SELECT count(*) FROM images WHERE {_NOT_REMOVED}")[0][0]
         self.query_count = self._query("SELECT count(*) FROM queries")[0][0]
 
     def close(self) -> None:
@@ -180,7 +186,7 @@ class Gallery:
         Upper and lower case of ASCII letters count as the same.
         """
         rows = self._query(
-            "SELECT id FROM images WHERE instr(lower(source), lower(?1)) UNION "
+            f"SELECT id FROM images WHERE {_NOT_REMOVED} AND instr(lower(source), lower(?1)) UNION "
             "SELECT image_id FROM files WHERE instr(lower(CAST(path AS TEXT)), lower(?1))",
             text,
         )
@@ -188,12 +194,13 @@ class Gallery:
 
     def labels(self) -> list[str | None]:
         """Labels of all images, in the order of `ids`."""
-        return [row[0] for row in self._query("SELECT label FROM images ORDER BY id")]
+        statement = f"SELECT label FROM images WHERE {_NOT_REMOVED} ORDER BY id"
+        return [row[0] for row in self._query(statement)]
 
     def label_counts(self) -> dict[str, int]:
         """Number of images by label, in alphabetical order."""
-        statement = "SELECT label, count(*) FROM images WHERE label IS NOT NULL GROUP BY label"
-        return dict(self._query(statement))
+        where = f"label IS NOT NULL AND {_NOT_REMOVED}"
+        return dict(self._query(f"SELECT label, count(*) FROM images WHERE {where} GROUP BY label"))
 
     def folders(self) -> dict[str, int]:
         """Number of files by folder, in alphabetical order; the folders' names are for display."""
@@ -202,7 +209,8 @@ class Gallery:
 
     def embeddings(self) -> tuple[np.ndarray, np.ndarray]:
         """Ids (N,) int64, ascending, and their embeddings (N, D) float32."""
-        ids = [row[0] for row in self._query("SELECT id FROM embeddings ORDER BY id")]
+        embedded = f"SELECT id FROM embeddings WHERE {_NOT_REMOVED} ORDER BY id"
+        ids = [row[0] for row in self._query(embedded)]
         (size,) = self._query("SELECT max(length(embedding)) FROM embeddings")[0]
         embeddings = np.empty((len(ids), (size or 0) // 4), np.float32)
         statement = (
@@ -216,10 +224,11 @@ class Gallery:
         return np.array(ids, np.int64), embeddings
 
     def _ids(self, table: str, label: str | None) -> np.ndarray:
+        where = _NOT_REMOVED if table == "images" else "true"
         if label is None:
-            rows = self._query(f"SELECT id FROM {table}")
+            rows = self._query(f"SELECT id FROM {table} WHERE {where}")
         else:
-            rows = self._query(f"SELECT id FROM {table} WHERE label = ?", label)
+            rows = self._query(f"SELECT id FROM {table} WHERE label = ? AND {where}", label)
         # Not ORDER BY, which would read the table instead of its index.
         return np.sort(np.array([row[0] for row in rows], np.int64))
 

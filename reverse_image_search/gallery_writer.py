@@ -103,18 +103,21 @@ class GalleryWriter:
 
     def add_file(self, file: ReadFile) -> None:
         """Note that a file holds an image that is embedded."""
-        row = GalleryFile(file.path, self._digests[file.sha256], file.size, file.modified_ns)
+        image_id = self._digests[file.sha256]
+        row = GalleryFile(file.path, image_id, file.size, file.modified_ns)
         self._database.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", row)
+        self._database.execute("DELETE FROM removed WHERE id = ?", (image_id,))
 
     def remove_files(self, paths: Iterable[bytes]) -> None:
         """Forget files; `remove_unused` then removes the images that no file is left of."""
         self._database.executemany("DELETE FROM files WHERE path = ?", ((each,) for each in paths))
 
     def remove_unused(self) -> None:
-        """Remove images without a file."""
-        unused = "NOT IN (SELECT image_id FROM files)"
-        self._database.execute(f"DELETE FROM embeddings WHERE id {unused}")
-        self._database.execute(f"DELETE FROM images WHERE id {unused}")
+        """Mark images without a file as removed."""
+        self._database.execute(
+            "INSERT OR IGNORE INTO removed SELECT id, 0 FROM images "
+            "WHERE id NOT IN (SELECT image_id FROM files)"
+        )
 
     def describe_files(self, source_of: Callable[[bytes], str], label_of: Callable) -> None:
         """Set source and label of each image to those of the first of its paths."""
@@ -174,9 +177,23 @@ def continue_gallery(path: Path, published: Path | None) -> GalleryWriter:
     return GalleryWriter(path)
 
 
-def copy_gallery(source: Path, target: Path) -> None:
-    """Write a compact copy of a gallery; it, too, never gives an id again."""
+def publish_gallery(source: Path, target: Path, kept_versions: int) -> None:
+    """Write a compact copy of a gallery; it, too, never gives an id again.
+
+    It is without the images that were removed `kept_versions` updates ago or earlier.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
+    copy_gallery(source, target)
+    with closing(sqlite3.connect(target)) as database, database:
+        database.execute("UPDATE removed SET updates = updates + 1")
+        old = "SELECT id FROM removed WHERE updates > ?"
+        for table in ("embeddings", "images"):
+            database.execute(f"DELETE FROM {table} WHERE id IN ({old})", (kept_versions,))
+        database.execute("DELETE FROM removed WHERE updates > ?", (kept_versions,))
+
+
+def copy_gallery(source: Path, target: Path) -> None:
+    """Write a compact copy of a gallery as it is."""
     with closing(sqlite3.connect(source)) as database:
         database.execute("VACUUM INTO ?", (str(target),))
 

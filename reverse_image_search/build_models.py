@@ -219,7 +219,7 @@ def _is_update(options: argparse.Namespace, previous: GalleryMetadata | None) ->
 
 
 def _index_name(options: argparse.Namespace) -> str:
-    return f"{options.index}, top {options.top_k}"
+    return f"{options.index}, top {options.top_k}, recall {options.recall}"
 
 
 def _open_gallery(options: argparse.Namespace, previous: GalleryMetadata | None) -> GalleryWriter:

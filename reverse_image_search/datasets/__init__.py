@@ -17,7 +17,7 @@ DATASETS = {
         default_encoder="fashion",
     ),
     "image_folder": DatasetSpec(
-        load=load_image_folder, default_encoder="resnet18", is_of_files=True
+        load=load_image_folder, default_encoder="efficientnet_lite0", is_of_files=True
     ),
 }
 

@@ -41,7 +41,7 @@ class App:
 
 
 @contextmanager
-def _running_app(
+def running_app(
     triton: Triton, output_dir: Path, folder: Path, figure: Callable[[str], None]
 ) -> Iterator[App]:
     (port,) = free_ports(1)
@@ -79,7 +79,7 @@ def _answers(url: str) -> bool:
 @pytest.fixture(scope="package")
 def app(triton: Triton, tmp_path_factory: pytest.TempPathFactory, figure) -> Iterator[App]:
     """The app before the small build's server, shared by all tests."""
-    with _running_app(triton, triton.output_dir, tmp_path_factory.mktemp("app"), figure) as app:
+    with running_app(triton, triton.output_dir, tmp_path_factory.mktemp("app"), figure) as app:
         yield app
 
 
@@ -89,7 +89,7 @@ def start_app(tmp_path: Path, figure) -> Iterator[Callable[[Triton, Path], App]]
     running = []
 
     def start(triton: Triton, output_dir: Path) -> App:
-        running.append(_running_app(triton, output_dir, tmp_path, figure))
+        running.append(running_app(triton, output_dir, tmp_path, figure))
         return running[-1].__enter__()
 
     yield start

@@ -16,7 +16,7 @@ import streamlit as st
 from PIL import Image
 
 from reverse_image_search.gallery import Gallery, GalleryImage
-from reverse_image_search.image_file import MAX_BYTES, MAX_SIDE, ImageFileError, read_image
+from reverse_image_search.image_file import MAX_SIDE, OWN_FILES, ImageFileError, read_image
 
 DETAILED_SIDE = 2048  # pixels, longest side of what a dialog shows and a region is cut from
 
@@ -65,9 +65,7 @@ def _content(path: Path, sha256: bytes) -> bytes:
     if not path.is_file():  # nor a pipe, which would be waited for
         raise NoOriginalError("The file is gone, or cannot be reached from here.")
     with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise NoOriginalError(f"The file has more than {MAX_BYTES // 2**20} MB.")
+        content = file.read(OWN_FILES.max_bytes + 1)
     if hashlib.sha256(content).digest() != sha256:
         raise NoOriginalError("The file has changed since it was added to the gallery.")
     return content
@@ -75,7 +73,8 @@ def _content(path: Path, sha256: bytes) -> bytes:
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _decode(content: bytes, longest_side: int) -> np.ndarray:
-    return read_image(content, longest_side).pixels
+    # It was decoded before, in a process of its own, when it was added to the gallery.
+    return read_image(content, longest_side, OWN_FILES).pixels
 
 
 def as_jpeg(pixels: np.ndarray) -> bytes:

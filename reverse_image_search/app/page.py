@@ -364,7 +364,8 @@ def gallery_news(stamp: tuple[int, ...]) -> str | None:
         drawn, now = st.session_state.version, open_gallery(stamp)
     except (AttributeError, GalleryError):
         return None
-    if drawn.gallery.metadata != now.gallery.metadata:
+    ids = [(each.gallery.gallery_id, each.gallery.encoder_id) for each in (drawn, now)]
+    if ids[0] != ids[1]:
         return None
     added = int((now.gallery.ids() > drawn.last_id).sum())
     removed = len(drawn.gallery) + added - len(now.gallery)

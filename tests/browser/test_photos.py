@@ -17,6 +17,7 @@ from torch import nn
 from reverse_image_search import build_models, layout
 from reverse_image_search.encoders import ENCODERS, EncoderSpec
 from reverse_image_search.gallery import Gallery
+from reverse_image_search.serving.live import wait_until_served
 from tests.browser.app_page import PATIENCE
 from tests.browser.conftest import App, running_app
 from tests.image_corpus import encoded
@@ -240,6 +241,7 @@ def test_gallery_grows_under_an_open_page(open_photos, photos):
     page.page.evaluate("window.isTheSamePage = true")
     photos.add("new/dark blue.png", (90, 60), (20, 40, 140))
     photos.build()
+    assert wait_until_served(photos.app.output_dir, photos.app.triton.url) is not None
 
     news = page.page.get_by_text("Images: 1 added")
     expect(news).to_be_visible(timeout=PATIENCE)
@@ -249,6 +251,8 @@ def test_gallery_grows_under_an_open_page(open_photos, photos):
     page.page.get_by_text("Ids and sources").click()
     expect(page.heading).to_contain_text(f"out of {count + 1}", timeout=PATIENCE)
     expect(news).to_have_count(0)
-    expect(page.page.get_by_test_id("result").filter(has_text="dark blue.png")).to_be_visible()
+    expect(page.page.get_by_test_id("result").filter(has_text="dark blue.png")).to_have_count(
+        1, timeout=PATIENCE
+    )
     assert page.page.evaluate("window.isTheSamePage")
     page.wait_for_query("blue.png")

@@ -1,0 +1,66 @@
+"""A gallery that changes while a container serves it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reverse_image_search import contract
+from reverse_image_search.benchmark.live_updates import Load, UpdatedBuild, run_updates
+from reverse_image_search.serving.live import wait_until_served
+from tests.docker.containers import SERVER_CONTAINER, START, Ports, docker
+from tests.running import run_script
+
+UPDATES = int(os.environ.get("FAULTS_UPDATES", "4"))
+
+
+@pytest.fixture
+def build() -> Iterator[UpdatedBuild]:
+    """A synthetic build where the container's user can read it."""
+    folder = Path(tempfile.mkdtemp(prefix="reverse_image_search_"))
+    folder.chmod(0o755)
+    yield UpdatedBuild(folder, image_count=2000)
+    shutil.rmtree(folder)
+
+
+def test_updates_rebuild_and_roll_back_in_stand_in_triton_image(
+    stand_in_images: None, nothing_left: None, build: UpdatedBuild
+) -> None:
+    ports = Ports.pick()
+    variables = ports.variables | {"OUTPUT_DIR": str(build.output_dir), "RUNTIME": "docker"}
+    url = f"http://127.0.0.1:{ports.http}"
+    started = run_script(START, "--detach", "--ensemble", **variables)
+    assert started.returncode == 0, started.stdout + started.stderr
+    try:
+        report = run_updates(build, url, UPDATES, clients=16)
+        report.print()
+        assert not report.problems
+        running = docker("top", SERVER_CONTAINER, "-eo", "args")
+        assert running.count("triton_python_backend_stub") == len(contract.MODELS)
+
+        with Load(build, url, clients=4, like_the_page=True) as load:
+            build.rebuild()
+            assert wait_until_served(build.output_dir, url) is not None
+            build.took_effect()
+            build.returned_to(len(build.history) - 2)
+            result = run_script(START, "--previous", **variables)
+            assert result.returncode == 0, result.stderr
+            assert "took it over" in result.stdout
+            build.took_effect()
+        assert not load.problems
+
+        connection = http.client.HTTPConnection("127.0.0.1", ports.http, timeout=10)
+        for action in ("load", "unload"):
+            path = f"/v2/repository/models/{contract.VECTOR_SIMILARITY.name}/{action}"
+            connection.request("POST", path, "{}")
+            response = connection.getresponse()
+            assert b"not allowed if polling is enabled" in response.read()
+            assert response.status >= 400
+    finally:
+        run_script(START, "--stop", **variables)

@@ -15,7 +15,7 @@ from reverse_image_search import contract
 from reverse_image_search.benchmark.live_updates import Load, UpdatedBuild, run_updates
 from reverse_image_search.serving.live import wait_until_served
 from tests.docker.containers import SERVER_CONTAINER, START, Ports, docker
-from tests.running import run_script
+from tests.running import run_script, wait_until
 
 UPDATES = int(os.environ.get("FAULTS_UPDATES", "4"))
 
@@ -27,6 +27,11 @@ def build() -> Iterator[UpdatedBuild]:
     folder.chmod(0o755)
     yield UpdatedBuild(folder, image_count=2000)
     shutil.rmtree(folder)
+
+
+def model_processes() -> int:
+    running = docker("top", SERVER_CONTAINER, "-eo", "pid,args")
+    return running.count("triton_python_backend_stub")
 
 
 def test_updates_rebuild_and_roll_back_in_stand_in_triton_image(
@@ -41,8 +46,7 @@ def test_updates_rebuild_and_roll_back_in_stand_in_triton_image(
         report = run_updates(build, url, UPDATES, clients=16)
         report.print()
         assert not report.problems
-        running = docker("top", SERVER_CONTAINER, "-eo", "args")
-        assert running.count("triton_python_backend_stub") == len(contract.MODELS)
+        wait_until(lambda: model_processes() == len(contract.MODELS), "old versions unloaded", 60)
 
         with Load(build, url, clients=4, like_the_page=True) as load:
             build.rebuild()

@@ -360,18 +360,22 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--index", choices=INDEXES, default=next(iter(INDEXES)), help="kind of vector search")
     recall_help = "share of the 20 nearest that an approximate index must find"
     add("--recall", type=_share, default=IndexOptions.recall, help=recall_help)
-    add("--quality", action="store_true", help="use the encoder's better, slower variant")
+    variant = partial(
+        parser.add_mutually_exclusive_group().add_argument, action="store_const", dest="variant"
+    )
+    variant("--quick", const="quick", help="use the encoder's quicker variant")
+    variant("--quality", const="quality", help="use the encoder's better, slower variant")
     add("--weights", type=Path, metavar="FILE", help="weights of a pretrained encoder")
     add("--no-floor", action="store_true", help="publish even when the search quality is too low")
     options = parser.parse_args(arguments)
     _choose_dataset(options, parser)
-    given = (options.encoder, options.weights, options.epochs, options.seed, options.quality)
+    given = (options.encoder, options.weights, options.epochs, options.seed, options.variant)
     options.names_encoder = any(given)
     options.encoder = options.encoder or DATASETS[options.dataset].default_encoder
-    if options.quality:
-        variant = ENCODERS[options.encoder].quality_variant
+    if options.variant:
+        variant = getattr(ENCODERS[options.encoder], f"{options.variant}_variant")
         if not variant:
-            parser.error(f"--quality: the encoder {options.encoder} has no better variant")
+            parser.error(f"--{options.variant}: the encoder {options.encoder} has no such variant")
         options.encoder = variant
     spec = ENCODERS[options.encoder]
     if options.weights and spec.default_epochs:

@@ -13,6 +13,7 @@
 #   --no-labels       no labels
 #   --limit N         train on and index only the first N images
 #   --epochs N        passes over the images
+#   --quick           train a narrower encoder for fewer passes: 2 minutes, but the search is worse
 #   --quality         average three encoders: three times the training, better search
 #   --dataset NAME    source of the images (default fashion_mnist)
 #   --encoder NAME    fashion (trained here) or a pretrained one: efficientnet_lite0, resnet18,
@@ -91,6 +92,10 @@ docker_build_models() {
 help_if_asked "$@"
 read_settings
 choose_runtime
+# Training allocates the same large blocks in each step. glibc would give them back to the kernel,
+# which clears every page of the next ones. Other C libraries ignore this.
+tunables=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$tunables:glibc.malloc.hugetlb=1}"
 if [[ $RUNTIME == docker ]]; then
   docker_build_models "$@"
 else

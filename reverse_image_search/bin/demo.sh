@@ -4,6 +4,9 @@
 # Installs what is missing, builds the models if there are none, starts Triton (on the GPU if there is
 # one) and the app, and prints the address to open. Ctrl-C stops everything.
 #
+# That build is the quick one. build_models.sh makes the full one, which searches better and is taken
+# over while all this runs.
+#
 #   --images DIR...  search in your own images: brings the gallery up to date with these folders
 #   -h, --help       this text
 #
@@ -57,9 +60,15 @@ run() {
   wait "$!"
 }
 
-if (($# > 0)) || [[ ! -f $OUTPUT_DIR/gallery/SHA256SUMS ]]; then
+if (($# > 0)); then
   run "$server" --check
   run "$REPO_ROOT/$BIN/build_models.sh" "$@"
+elif [[ ! -f $OUTPUT_DIR/gallery/SHA256SUMS ]]; then
+  run "$server" --check
+  echo "There are no models yet. Building them with build_models.sh --quick, in 2 to 3 minutes on 2 cores."
+  run "$REPO_ROOT/$BIN/build_models.sh" --quick
+  echo "These are the quick models. The full build finds better ones in about 10 minutes; this demo takes them over:"
+  echo "  $BIN/build_models.sh"
 fi
 run "$server" --detach
 echo "Open $(app_url) in a browser; Ctrl-C here stops app and server."

@@ -6,6 +6,7 @@ cosine search finds images of the same category and, among them, copies of the s
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -108,8 +109,16 @@ def join_parts(probabilities: Tensor, instance_embeddings: Tensor, class_weight:
     return torch.cat([class_part, rest * instance_embeddings], dim=1)
 
 
-def train_fashion_encoder(dataset: Dataset, options: TrainingOptions) -> FashionEncoder:
+def train_fashion_encoder(
+    dataset: Dataset,
+    options: TrainingOptions,
+    width: int = 32,
+    class_weight: float = 0.85,
+    instance_loss_weight: float = 1.0,
+) -> FashionEncoder:
     """Train on the gallery of a labeled dataset of 28 x 28 grayscale images.
+
+    `width`, `class_weight` : see `FashionEncoder`; `instance_loss_weight` : see `encoder_loss`
 
     Returns
     -------
@@ -120,7 +129,14 @@ def train_fashion_encoder(dataset: Dataset, options: TrainingOptions) -> Fashion
     EncoderError : the dataset has no labels, or images of another size
     """
     images, labels = training_tensors(dataset)
-    encoder = train_one(images, labels, options.epochs, options.seed)
+    encoder = train_one(
+        images,
+        labels,
+        options.epochs,
+        options.seed,
+        new_encoder=partial(FashionEncoder, width=width, class_weight=class_weight),
+        instance_loss_weight=instance_loss_weight,
+    )
     linear = encoder.instance_head[0]  # the batch norm behind it is folded into it
     assert isinstance(linear, nn.Linear)
     with torch.no_grad():
@@ -133,12 +149,23 @@ def train_fashion_encoder(dataset: Dataset, options: TrainingOptions) -> Fashion
 
 
 def train_one(
-    images: Tensor, labels: Tensor, epochs: int, seed: int, description: str = "training"
+    images: Tensor,
+    labels: Tensor,
+    epochs: int,
+    seed: int,
+    description: str = "training",
+    new_encoder: Callable[[int], FashionEncoder] = FashionEncoder,
+    instance_loss_weight: float = 1.0,
 ) -> FashionEncoder:
     """Train one encoder on the device of `images`, without whitening."""
-    num_classes = int(labels.max()) + 1
     return train_two_heads(
-        lambda: FashionEncoder(num_classes), images, labels, epochs, seed, description
+        partial(new_encoder, int(labels.max()) + 1),
+        images,
+        labels,
+        epochs,
+        seed,
+        description,
+        instance_loss_weight,
     )
 
 

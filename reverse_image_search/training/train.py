@@ -45,11 +45,12 @@ def train_two_heads(
     epochs: int,
     seed: int,
     description: str | None = None,
+    instance_loss_weight: float = 1.0,
 ) -> Encoder:
     """Train an encoder; the same seed on the same machine gives the same encoder.
 
     `images` are (N, height, width) uint8, `labels` (N,) int64. `description` stands before the
-    progress bar; None shows no bar.
+    progress bar; None shows no bar. `instance_loss_weight` : see `encoder_loss`
 
     Returns
     -------
@@ -75,7 +76,8 @@ def train_two_heads(
             for batch in order.split(batch_size)[:steps_per_epoch]:
                 pixels = images[batch].unsqueeze(1) / 255  # (batch, 1, 28, 28)
                 encoder.zero_grad()
-                encoder_loss(encoder, pixels, labels[batch]).backward()
+                loss = encoder_loss(encoder, pixels, labels[batch], instance_loss_weight)
+                loss.backward()
                 for optimizer, schedule in zip(optimizers, schedules, strict=True):
                     optimizer.step()
                     schedule.step()
@@ -83,8 +85,10 @@ def train_two_heads(
     return fold_batch_norms(encoder.eval())
 
 
-def encoder_loss(encoder: TwoHeadedEncoder, pixels: Tensor, labels: Tensor) -> Tensor:
-    """Class loss of both views plus instance loss between them.
+def encoder_loss(
+    encoder: TwoHeadedEncoder, pixels: Tensor, labels: Tensor, instance_loss_weight: float = 1.0
+) -> Tensor:
+    """Class loss of both views plus weighted instance loss between them.
 
     The class loss counts less on the strong view: category-level queries are upright, and a small
     network that must also classify rotated images gets worse at upright ones.
@@ -96,7 +100,8 @@ def encoder_loss(encoder: TwoHeadedEncoder, pixels: Tensor, labels: Tensor) -> T
     weak_loss, strong_loss = (
         F.cross_entropy(part, labels, label_smoothing=LABEL_SMOOTHING) for part in logits.chunk(2)
     )
-    return weak_loss + STRONG_CLASS_WEIGHT * strong_loss + instance_loss(*embeddings.chunk(2))
+    class_loss = weak_loss + STRONG_CLASS_WEIGHT * strong_loss
+    return class_loss + instance_loss_weight * instance_loss(*embeddings.chunk(2))
 
 
 def _fast_arithmetic(device: torch.device) -> torch.autocast:

@@ -197,3 +197,27 @@ def test_packages_that_cannot_be_installed_are_one_message(
     assert "a download of 2.8 GB, 5.2 GB on disk" in result.stdout
     assert "no network" in result.stderr
     assert "the packages could not be installed into .venv (see above)" in result.stderr
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+def test_the_demo_says_that_its_models_are_the_quick_ones(
+    copy_repository, ports, tmp_path, is_built
+):
+    """And what finds better ones; only where there are none yet."""
+    repository, output = copy_repository(tmp_path / "clone"), tmp_path / "output"
+    for script in ("build_models.sh", FRONTS[0], "start_app.sh"):
+        put_program(repository / "reverse_image_search" / "bin", script, 'echo "$(basename $0) $*"')
+    if is_built:
+        (output / "gallery").mkdir(parents=True)
+        (output / "gallery" / "SHA256SUMS").touch()
+
+    result = run_script(
+        "demo.sh", repository=repository, RUNTIME="local", OUTPUT_DIR=str(output), **ports
+    )
+
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert ("build_models.sh --quick" in lines) != is_built
+    assert any("The full build finds better ones" in line for line in lines) != is_built
+    assert ("  reverse_image_search/bin/build_models.sh" in lines) != is_built
+    assert "start_app.sh " in lines

@@ -35,7 +35,8 @@ NAMES = ["dark", "light"]
         (["--top-k", "many"], "'many' is not a positive integer"),
         (["--fast"], "unrecognized arguments: --fast"),
         (["--encoder", "vgg"], "invalid choice: 'vgg'"),
-        (["--quality", "--encoder", "resnet18"], "resnet18 has no better variant"),
+        (["--quality", "--encoder", "resnet18"], "resnet18 has no such variant"),
+        (["--quick", "--quality"], "--quality: not allowed with argument --quick"),
         (["--weights", "file.pth"], "--weights needs a pretrained encoder"),
     ],
 )
@@ -208,6 +209,17 @@ def test_a_quality_build_serves_an_averaged_encoder(build, tmp_path):
     assert encoder(torch.rand(2, 3, 28, 28)).shape == (2, 2 + 118)
     config = layout.config_file(tmp_path / "model_repo", "vector_similarity").read_text()
     assert "dims: [120]" in config
+
+
+def test_a_quick_build_serves_a_smaller_encoder(build, tmp_path):
+    sizes = []
+    for option in ([], ["--quick"]):
+        assert build(*option) == 0
+        path = layout.model_file(tmp_path / "model_repo", "image_encoder")
+        assert load_torchscript(path)(torch.rand(2, 3, 28, 28)).shape == (2, 2 + 64)
+        sizes.append(path.stat().st_size)
+
+    assert sizes[1] < sizes[0] / 2
 
 
 def test_a_gallery_smaller_than_k_is_padded(build, tmp_path):

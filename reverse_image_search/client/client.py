@@ -46,7 +46,7 @@ class Client:
         self.one_call = one_call
         self._ensemble_is_served: bool | None = None  # unknown before the first search
 
-    def embed(self, images: Image.Image | np.ndarray | Iterable) -> np.ndarray:
+    def embed(self, images: Image.Image | np.ndarray | Iterable, version: str = "") -> np.ndarray:
         """Embed images with `image_encoder`: (n, D) float32 of unit length.
 
         Parameters
@@ -54,13 +54,14 @@ class Client:
         images : a list of Pillow images or of (height, width[, 3]) uint8 arrays, of any sizes;
             one such image; or one array: (n, height, width) uint8 grayscale,
             (n, height, width, 3) uint8 RGB, or ([n, ]3, height, width) float32 RGB from 0 to 1
+        version : of `image_encoder`, instead of the newest one
 
         Raises
         ------
         ValueError, TypeError : the images have another shape, range or type
-        TritonError : the server did not answer
+        TritonError : the server did not answer, or does not serve `version`
         """
-        (embeddings,) = self._infer(contract.IMAGE_ENCODER, to_tensors(images))
+        (embeddings,) = self._infer(contract.IMAGE_ENCODER, to_tensors(images), version)
         return embeddings
 
     def find_similar(self, embeddings: np.ndarray) -> Neighbors:
@@ -116,12 +117,18 @@ class Client:
                 )
         return self._ensemble_is_served
 
-    def _infer(self, model: contract.ModelSpec, items: list[np.ndarray]) -> list[np.ndarray]:
+    def _infer(
+        self, model: contract.ModelSpec, items: list[np.ndarray], version: str = ""
+    ) -> list[np.ndarray]:
         """Outputs of `model` for `items`, which are sent in batches of one shape."""
         if len(items) == 1:
-            return [output.copy() for output in self._infer_batch(model, items[0][np.newaxis])]
+            outputs = self._infer_batch(model, items[0][np.newaxis], version)
+            return [output.copy() for output in outputs]
         batches = batches_of_one_shape(items)
-        answers = [self._infer_batch(model, np.stack([items[i] for i in b])) for b in batches]
+        answers = [
+            self._infer_batch(model, np.stack([items[i] for i in batch]), version)
+            for batch in batches
+        ]
         order = np.argsort(np.concatenate(batches))  # back to that of the items
         try:
             return [np.concatenate(parts)[order] for parts in zip(*answers, strict=True)]
@@ -130,12 +137,14 @@ class Client:
                 f"{self.url} changed its models between two batches ({error}). Search again"
             ) from error
 
-    def _infer_batch(self, model: contract.ModelSpec, batch: np.ndarray) -> list[np.ndarray]:
+    def _infer_batch(
+        self, model: contract.ModelSpec, batch: np.ndarray, version: str
+    ) -> list[np.ndarray]:
         (spec,) = model.inputs
         infer_input = InferInput(spec.name, batch.shape, spec.datatype)
         infer_input.set_data_from_numpy(batch)
         request_id = secrets.token_hex()
-        result = self._call("infer", model.name, [infer_input], request_id=request_id)
+        result = self._call("infer", model.name, [infer_input], version, request_id=request_id)
         try:
             answer = result.get_response()
             outputs = [result.as_numpy(spec.name) for spec in model.outputs]

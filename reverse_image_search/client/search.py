@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL import Image
 
 from reverse_image_search import contract
 from reverse_image_search.client.client import Client
+from reverse_image_search.client.errors import RequestRejectedError
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import BUILD_COMMAND, START_COMMAND
 
@@ -42,6 +43,7 @@ class ServedIdentity:
 
     encoder_id: str
     index: IndexIdentity
+    encoder_version: str = field(default="", compare=False)  # empty where nothing names it
 
     @property
     def is_one_build(self) -> bool:
@@ -69,17 +71,17 @@ def search_gallery(
 ) -> Answer:
     """Search `gallery` for one image (see `Client.embed` for its forms).
 
-    Costs two requests more than the two calls: after the answer, both models are asked what they
-    are. If that is what was known before, no other build was taken over in between; else all is
-    done again. A server takes over encoder and index one after the other: for `switch_timeout`
-    seconds, the second one is waited for.
+    Costs one request more than the two calls: after the answer, the index is asked what it is. If
+    that is what was known before, no other server or index was taken over in between; and the known
+    version of the encoder was asked for. Else all is done again. A server takes over encoder and
+    index one after the other: for `switch_timeout` seconds, the second one is waited for.
 
     Raises
     ------
     WrongAnswerError : the served models and the gallery do not belong together
     TritonError : the server did not answer
     """
-    with contextlib.suppress(WrongAnswerError):
+    with contextlib.suppress(WrongAnswerError, RequestRejectedError):
         return _search(client, gallery, image, _known.get(client.url) or served_identity(client))
     # Another build may have been published since the identity was read.
     return _search(client, gallery, image, _settled_identity(client, switch_timeout))
@@ -87,8 +89,11 @@ def search_gallery(
 
 def served_identity(client: Client) -> ServedIdentity:
     """Read the identity of both served models."""
-    (encoder_id,) = _parameters(client, contract.IMAGE_ENCODER, contract.ENCODER_ID_PARAMETER)
-    identity = _known[client.url] = ServedIdentity(encoder_id, _index_identity(client))
+    config = client.model_config(contract.IMAGE_ENCODER.name)
+    (encoder_id,) = _parameters(config, contract.ENCODER_ID_PARAMETER)
+    versions = config.get("version_policy", {}).get("specific", {}).get("versions", [""])
+    index = _index_identity(client)
+    identity = _known[client.url] = ServedIdentity(encoder_id, index, str(versions[0]))
     return identity
 
 
@@ -112,11 +117,11 @@ def _search(
 ) -> Answer:
     _compare(known, gallery)
     start = time.perf_counter()
-    embeddings = client.embed([image])
+    embeddings = client.embed([image], version=known.encoder_version)
     embedded = time.perf_counter()
     (ids,), (scores,) = client.find_similar(embeddings)
     found = time.perf_counter()
-    if served_identity(client) != known:
+    if _index_identity(client) != known.index:
         raise WrongAnswerError(
             "The models were replaced during the search, so results could be wrong. Search again"
         )
@@ -152,10 +157,11 @@ def _compare(served: ServedIdentity, gallery: Gallery) -> None:
 
 
 def _index_identity(client: Client) -> IndexIdentity:
+    config = client.model_config(contract.VECTOR_SIMILARITY.name)
     names = contract.ENCODER_ID_PARAMETER, contract.GALLERY_ID_PARAMETER
-    return IndexIdentity(*_parameters(client, contract.VECTOR_SIMILARITY, *names))
+    return IndexIdentity(*_parameters(config, *names))
 
 
-def _parameters(client: Client, model: contract.ModelSpec, *names: str) -> list[str]:
-    parameters = client.model_config(model.name).get("parameters") or {}
+def _parameters(config: dict, *names: str) -> list[str]:
+    parameters = config.get("parameters") or {}
     return [parameters.get(name, {}).get("string_value", "") for name in names]

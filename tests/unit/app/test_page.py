@@ -62,7 +62,7 @@ class StubClient:
             ids["gallery_id"] = self.gallery_id
         return {"parameters": {key: {"string_value": value} for key, value in ids.items()}}
 
-    def embed(self, images):
+    def embed(self, images, version=""):
         self._fail()
         return np.stack([_direction(image) for image in images])
 

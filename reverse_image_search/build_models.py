@@ -48,6 +48,7 @@ from reverse_image_search.gallery_writer import (
     remove_gallery,
 )
 from reverse_image_search.indexes import INDEXES, IndexOptions
+from reverse_image_search.serving import live
 from reverse_image_search.serving.export import (
     ExportError,
     check_export,
@@ -89,11 +90,19 @@ def main(arguments: list[str] | None = None) -> int:
             build(options, folder, previous)
         shutil.rmtree(options.output_dir / _TRAINED, ignore_errors=True)
         remove_gallery(options.output_dir / _WORK)
-        print(f"Published to {options.output_dir}. Next: {layout.START_COMMAND}")
+        print(f"Published to {options.output_dir}.", flush=True)
+        print(live.next_step(options.output_dir))
     except NothingChangedError:
         remove_gallery(options.output_dir / _WORK)
         print("Nothing has changed: what is published stays as it is.")
-    except (DatasetError, EncoderError, ExportError, PublishingError, QualityError) as error:
+    except (
+        DatasetError,
+        EncoderError,
+        ExportError,
+        live.NotServedError,
+        PublishingError,
+        QualityError,
+    ) as error:
         print(f"build_models: {error}", file=sys.stderr)
         return 1
     except (OSError, sqlite3.OperationalError) as error:  # a full disk, for one

@@ -9,6 +9,8 @@ Only the standard library.
 import contextlib
 import http.client
 import json
+import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -41,8 +43,10 @@ def wait_until_served(output_dir: Path, url: str, timeout: float = _TIMEOUT) -> 
         try:
             if all(_is_published(output_dir, _config(url, model.name)) for model in MODELS):
                 return time.monotonic() - start
-            if _is_foreign(output_dir, _config(url, VECTOR_SIMILARITY.name)):
+            if _is_foreign(output_dir, url):
                 return None
+        except socket.gaierror:  # in Compose's network, a service that does not run has no name
+            return None
         except ConnectionRefusedError:
             if not running_pid(run_file(urlsplit(url).port or 80)):  # it may be starting
                 return None
@@ -54,6 +58,24 @@ def wait_until_served(output_dir: Path, url: str, timeout: float = _TIMEOUT) -> 
                 "its log says why. Start it again to serve it."
             )
         time.sleep(_PAUSE)
+
+
+def next_step(output_dir: Path) -> str:
+    """What to say after publishing: that the running server took it over, or how to start one.
+
+    Raises NotServedError like `wait_until_served`.
+    """
+    url = server_url()
+    seconds = wait_until_served(output_dir, url)
+    if seconds is None:
+        return f"Next: {layout.START_COMMAND}"
+    return f"The server at {url} took it over within {seconds:.1f} s."
+
+
+def server_url() -> str:
+    """Address of the server that the settings name."""
+    port = os.environ.get("TRITON_HTTP_PORT") or 8000
+    return os.environ.get("TRITON_URL") or f"http://127.0.0.1:{port}"
 
 
 def _is_published(output_dir: Path, served: dict) -> bool:
@@ -68,27 +90,32 @@ def _is_published(output_dir: Path, served: dict) -> bool:
     )
 
 
-def _is_foreign(output_dir: Path, served: dict) -> bool:
-    """Whether it is of neither the published gallery nor the one that this replaced."""
-    parameters = served.get("parameters", {})
-    if GALLERY_ID_PARAMETER not in parameters:
-        return bool(parameters)  # none while a server starts
-    value = f'"{parameters[GALLERY_ID_PARAMETER]["string_value"]}"'
+def _is_foreign(output_dir: Path, url: str) -> bool:
+    """Whether a server serves neither the published gallery nor the one that this replaced."""
+    served = _config(url, VECTOR_SIMILARITY.name)
+    if not served:
+        return _get(url, "/v2/health/ready")[0] == http.client.OK  # else it may be starting
+    gallery_id = served.get("parameters", {}).get(GALLERY_ID_PARAMETER, {}).get("string_value")
     folders = (output_dir, output_dir / ".build" / "previous")
     configs = (layout.config_file(f / layout.MODEL_REPO, served["name"]) for f in folders)
-    return not any(path.exists() and value in path.read_text() for path in configs)
+    return not any(path.exists() and f'"{gallery_id}"' in path.read_text() for path in configs)
 
 
 def _config(url: str, model_name: str) -> dict:
     """The configuration of the version of a model that answers now; empty where none does."""
+    status, content = _get(url, f"/v2/models/{model_name}/config")
+    return json.loads(content) if status == http.client.OK else {}
+
+
+def _get(url: str, path: str) -> tuple[int, bytes]:
+    """Status and content of the answer to a GET."""
     address = urlsplit(url)
     # Not urllib.request, which would ask the proxy that http_proxy names.
     kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
     with contextlib.closing(kind(address.hostname or "", address.port, timeout=5)) as connection:
-        connection.request("GET", f"{address.path.rstrip('/')}/v2/models/{model_name}/config")
+        connection.request("GET", address.path.rstrip("/") + path)
         response = connection.getresponse()
-        content = response.read()
-    return json.loads(content) if response.status == 200 else {}
+        return response.status, response.read()
 
 
 def main() -> int | str:

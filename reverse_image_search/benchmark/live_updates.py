@@ -43,7 +43,6 @@ from reverse_image_search.serving.publishing import (
     staging,
 )
 
-_SIDE = 4  # pixels; an embedding has 3 * 4 * 4 dimensions
 _TOP_K = 20
 _QUERIES = 32
 _CHANGED = 5  # images that an update adds, removes, or both
@@ -58,7 +57,7 @@ class FlattenedPixels(nn.Module):
         self.is_mirrored = is_mirrored
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed images of 4 x 4 pixels: (batch, 3, 4, 4) -> (batch, 48)."""
+        """Embed images: (batch, 3, side, side) -> (batch, 3 * side * side)."""
         if self.is_mirrored:
             images = images.flip(3)
         return F.normalize(images.flatten(1) - 0.5)
@@ -91,14 +90,15 @@ class UpdatedBuild:
 
     Parameters
     ----------
-    output_dir : empty; gets ``model_repo/`` and ``gallery/``
+    output_dir : empty; gets ``model_repo/``, ``ensemble_repo/`` and ``gallery/``
+    side : pixels of an image, whose embedding has 3 * side * side dimensions
     """
 
-    def __init__(self, output_dir: Path, image_count: int, seed: int = 0) -> None:
-        self.output_dir = output_dir
+    def __init__(self, output_dir: Path, image_count: int, side: int = 4, seed: int = 0) -> None:
+        self.output_dir, self._side, self._dims = output_dir, side, 3 * side * side
         self._rng = np.random.default_rng(seed)
         self._next_id = 0
-        self.images: dict[int, np.ndarray] = {}  # (3, 4, 4) float32, by id
+        self.images: dict[int, np.ndarray] = {}  # (3, side, side) float32, by id
         self.queries = [self._random_image() for _ in range(_QUERIES)]
         self.is_mirrored = False
         self.history: list[Version] = []
@@ -143,7 +143,7 @@ class UpdatedBuild:
         return any(version.holds(image, ids, scores) for version in current)
 
     def _random_image(self) -> np.ndarray:
-        return self._rng.random((3, _SIDE, _SIDE), dtype=np.float32)
+        return self._rng.random((3, self._side, self._side), dtype=np.float32)
 
     def _add(self, count: int) -> list[int]:
         ids = list(range(self._next_id, self._next_id + count))
@@ -159,12 +159,12 @@ class UpdatedBuild:
         )
         identity = {contract.ENCODER_ID_PARAMETER: self._name}
         for model, dims in (
-            (contract.IMAGE_ENCODER, (3, _SIDE, _SIDE)),
-            (contract.VECTOR_SIMILARITY, (3 * _SIDE * _SIDE,)),
+            (contract.IMAGE_ENCODER, (3, self._side, self._side)),
+            (contract.VECTOR_SIMILARITY, (self._dims,)),
         ):
             config = model_config(
                 model,
-                embedding_dim=3 * _SIDE * _SIDE,
+                embedding_dim=self._dims,
                 top_k=_TOP_K,
                 example_dims=dims,
                 parameters=identity,
@@ -175,7 +175,7 @@ class UpdatedBuild:
             identity |= {contract.GALLERY_ID_PARAMETER: self._name}
         ensemble_repo, name = folder / layout.ENSEMBLE_REPO, contract.IMAGE_SEARCH.name
         layout.version_folder(ensemble_repo, name).mkdir(parents=True)
-        ensemble = ensemble_config(3 * _SIDE * _SIDE, _TOP_K, identity)
+        ensemble = ensemble_config(self._dims, _TOP_K, identity)
         layout.config_file(ensemble_repo, name).write_text(ensemble)
         self._write_update(folder)
 
@@ -190,7 +190,7 @@ class UpdatedBuild:
         # Rows of removed images stay as long as a kept version of the index has them.
         kept = [set(version.ids.tolist()) for version in self.history[1 - KEEP_VERSIONS :]]
         rows = sorted(set(ids.tolist()).union(*kept))
-        sides = _SIDE, _SIDE
+        sides = self._side, self._side
         metadata = GalleryMetadata(self._name, self._name, "pixels", [], *sides, False, False)
         images = (GalleryImage(each, str(each), None, *sides, b"", b"") for each in rows)
         write_gallery(layout.gallery_file(folder), metadata, images)
@@ -373,11 +373,11 @@ def _wait_until_unloaded(url: str, timeout: float = 30) -> None:
 def main() -> int:
     """Run, print the report, and return the exit code."""
     description = __doc__.partition("\n")[0]
-    parser = make_parser(description, updates=200, clients=16, images=2000)
+    parser = make_parser(description, updates=200, clients=16, images=2000, side=4)
     options = parser.parse_args()
     print(describe_machine())
     with tempfile.TemporaryDirectory() as folder:
-        build = UpdatedBuild(Path(folder), options.images)
+        build = UpdatedBuild(Path(folder), options.images, options.side)
         repositories = [Path(folder) / part for part in (layout.MODEL_REPO, layout.ENSEMBLE_REPO)]
         with local_server(repositories) as url:
             report = run_updates(build, url, options.updates, options.clients)

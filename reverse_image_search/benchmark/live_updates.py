@@ -46,6 +46,7 @@ from reverse_image_search.serving.publishing import (
 _TOP_K = 20
 _QUERIES = 32
 _CHANGED = 5  # images that an update adds, removes, or both
+_PAUSE = 0.1  # seconds between two searches of a client: without, loading waits for processors
 _TOLERANCE = 1e-4  # of a score: the batch that a query shares changes rounding
 
 
@@ -210,7 +211,7 @@ def embed(image: np.ndarray, is_mirrored: bool) -> np.ndarray:
 
 
 class Load:
-    """Clients that search without pause, and what they were answered.
+    """Clients that search again and again, and what they were answered.
 
     Also asks the server, over and over, whether it is ready.
 
@@ -245,7 +246,7 @@ class Load:
     def _search(self, number: int, like_the_page: bool) -> None:
         client = Client(self._url, timeout=30, one_call=number % 4 == 1)
         for image in itertools.cycle(self._build.queries[number:] + self._build.queries[:number]):
-            if self._stop.is_set():
+            if self._stop.wait(_PAUSE):
                 return
             begin = time.monotonic()
             try:

@@ -4,7 +4,8 @@
   `text`, `json` or `protobuf` block behind it; a block without one prints nothing.
 - `...` on the page stands for anything.
 - Figures must be those of the page, unless a comment before the output says otherwise:
-  ``<!-- figures: within a factor of 10 -->`` or ``<!-- figures: 0.5 to 3 -->``.
+  ``<!-- figures: within a factor of 10 -->``, ``<!-- figures: 0.5 to 3 -->``, or
+  ``<!-- figures: any -->``.
 - A block whose first line starts with ``# needs`` is not run, and says why.
 """
 
@@ -23,7 +24,9 @@ from tests.docs.terminals import Terminals
 _OUTPUT_LANGUAGES = ("text", "json", "protobuf")
 _NOT_RUN = "# needs "
 _NUMBER = r"(?<!\w)\d+(?:\.\d+)?(?:e-?\d+)?"  # not a part of a name
-ALLOWED = re.compile(r"within a factor of (?P<factor>[\d.]+)|(?P<low>[\d.]+) to (?P<high>[\d.]+)")
+ALLOWED = re.compile(
+    r"any|within a factor of (?P<factor>[\d.]+)|(?P<low>[\d.]+) to (?P<high>[\d.]+)"
+)
 
 
 class Page:
@@ -65,7 +68,7 @@ class Page:
 
     def _allow(self, example: Example) -> str | None:
         self._allowed = ALLOWED.fullmatch(example.parsed)
-        return None if self._allowed else f"figures: {example.parsed!r} is neither form"
+        return None if self._allowed else f"figures: {example.parsed!r} is none of the forms"
 
     def _run(self, example: Example) -> str | None:
         if message := self._left_over():
@@ -121,7 +124,7 @@ def difference(shown: str, printed: str, allowed: re.Match | None = None) -> str
 def _range(figure: float, allowed: re.Match) -> tuple[float, float]:
     if allowed["factor"]:
         return figure / float(allowed["factor"]), figure * float(allowed["factor"])
-    return float(allowed["low"]), float(allowed["high"])
+    return float(allowed["low"] or 0), float(allowed["high"] or "inf")
 
 
 def _replace(text: str, ports: dict[str, str]) -> str:

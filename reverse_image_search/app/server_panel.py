@@ -11,6 +11,8 @@ from reverse_image_search.app.messages import plain
 from reverse_image_search.client import Client, TritonError
 from reverse_image_search.client.search import served_identity
 
+COURSE = "http://localhost:8503/doc/tutorial"  # as bin/docs.sh serves it
+
 
 def show_how_it_works(client: Client, seen: str) -> None:
     """The two calls, their tensors, the models' versions and ids, and the server's state `seen`."""
@@ -20,6 +22,11 @@ def show_how_it_works(client: Client, seen: str) -> None:
             "An image goes to **image_encoder**, which turns it into a vector; the vector goes to "
             "**vector_similarity**, which finds the nearest vectors of the gallery. Triton serves "
             "both. In the shapes below, `*` stands for any size; the first one is the batch."
+        )
+        st.caption(
+            f"The course explains it: [how a model gets into Triton]({COURSE}/1_model_repository/), "
+            f"[why a search is two models]({COURSE}/3_two_models/). `docs.sh` serves these pages; "
+            "as files, they are in `doc/tutorial`."
         )
         try:
             description = _describe(client, seen)

@@ -1,6 +1,6 @@
 """Clients that search without pause: what they see, and what Triton says of each model.
 
-    python -m reverse_image_search.benchmark.load --clients 32 --seconds 5
+python -m reverse_image_search.benchmark.load --clients 32 --seconds 5
 """
 
 import sys
@@ -21,7 +21,9 @@ def main() -> str | None:
     except BenchmarkError as error:
         return f"load: {error}"
     percentiles = ", ".join(f"p{p} {report[f'p{p}_ms']:.1f} ms" for p in (50, 95, 99))
-    print(f"{scenario.replace('_', ' ')}: {report['queries_per_second']:.0f} queries/s, {percentiles}")
+    print(
+        f"{scenario.replace('_', ' ')}: {report['queries_per_second']:.0f} queries/s, {percentiles}"
+    )
     for model, of in report["triton"].items():
         times = f"queue {of['queue_ms']:.1f} ms, compute {of['compute_ms']:.1f} ms"
         print(f"  {model:18}batch {of['batch']:.1f}, {times}")

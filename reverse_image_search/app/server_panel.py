@@ -24,7 +24,7 @@ def show_how_it_works(client: Client, seen: str) -> None:
             "both. In the shapes below, `*` stands for any size; the first one is the batch."
         )
         st.caption(
-            f"The course explains it: [how a model gets into Triton]({COURSE}/1_model_repository/), "
+            f"The course explains [how Triton serves a model]({COURSE}/1_model_repository/) and "
             f"[why a search is two models]({COURSE}/3_two_models/). `docs.sh` serves these pages; "
             "as files, they are in `doc/tutorial`."
         )

@@ -50,9 +50,11 @@ class Terminals:
         return printed, not _RAISED.search(printed)
 
     def close(self) -> None:
-        """Close both; servers that were started in the background run on."""
+        """End both; servers that were started in the background run on."""
         for repl in (self._bash, self._python):
             if repl:
+                repl.child.sendeof()
+                repl.child.expect([pexpect.EOF, pexpect.TIMEOUT])
                 repl.child.close(force=True)
 
     def _spawn(self, command: str, *arguments: str) -> pexpect.spawn:

@@ -28,11 +28,13 @@ from reverse_image_search.datasets import (
     DatasetError,
     DatasetOptions,
     LabeledImage,
-    StoredImages,
 )
 from reverse_image_search.encoders import ENCODERS, EncoderError, TrainingOptions
 from reverse_image_search.encoders.embedding import embed_each, embed_images, to_pixels
 from reverse_image_search.evaluation.build_score import QualityError, check_quality, score_build
+from reverse_image_search.evaluation.metrics import format_interval
+from reverse_image_search.evaluation.originals import Originals
+from reverse_image_search.evaluation.score_scale import measure_score_scale
 from reverse_image_search.gallery import (
     Gallery,
     GalleryError,
@@ -190,14 +192,20 @@ def build(options: argparse.Namespace, folder: Path, previous: GalleryMetadata |
         if index_file.exists():
             check_export(load_torchscript(index_file), index, vectors[:_CHECKED_IMAGES])
 
-    score: dict[str, float] = {}
+    score: dict[str, np.ndarray] = {}
     if not kept:
         with _step("score"):
             embed = partial(embed_images, encoder, input_size=encoder_spec.input_size)
-            stored = replace(dataset, gallery=StoredImages(gallery))
-            score = score_build(embed, embeddings, stored)
+            originals, labels = Originals(gallery), gallery.labels()
+            score = score_build(
+                embed, originals, embeddings, labels, dataset.queries, dataset.is_photos
+            )
             if options.gated:
                 check_quality(score, encoder_spec.quality_gate)
+            scale = measure_score_scale(embed, originals, embeddings, labels, dataset.is_photos)
+            metadata = replace(metadata, **scale._asdict())
+            with GalleryWriter(writer.path) as writer:
+                writer.set_metadata(metadata)
 
     with _step("gallery"):
         publish_gallery(writer.path, layout.gallery_file(folder), KEEP_VERSIONS)
@@ -331,7 +339,7 @@ def _step(name: str) -> Iterator[None]:
 
 
 def _print_summary(
-    folder: Path, metadata: GalleryMetadata, embeddings: np.ndarray, score: dict[str, float]
+    folder: Path, metadata: GalleryMetadata, embeddings: np.ndarray, score: dict[str, np.ndarray]
 ) -> None:
     count, dims = embeddings.shape
     identity = f"gallery {metadata.gallery_id}, encoder {metadata.encoder_id}"
@@ -339,11 +347,14 @@ def _print_summary(
     categories = {"P@1": "precision_at_1", "P@20": "precision_at_20", "mAP": "map"}
     copies = {"R@1": "recall_at_1", "R@20": "recall_at_20"}
     for title, metrics in (("same category", categories), ("perturbed copies", copies)):
-        figures = [f"{name} {score[key]:.3f}" for name, key in metrics.items() if key in score]
+        figures = [
+            f"{name} {format_interval(score[key])}" for name, key in metrics.items() if key in score
+        ]
         if figures:
-            print(f"  {title}: {', '.join(figures)}")
+            count = len(score[next(iter(metrics.values()))])
+            print(f"  {title}: {', '.join(figures)} ({count:,} drawn at random)")
     if score:
-        print("  (of a sample; evaluate.sh measures all)")
+        print("  (95 % confidence intervals in brackets; evaluate.sh measures more)")
     for path in sorted((folder / layout.MODEL_REPO).rglob("*.*")):
         print(f"  {path.relative_to(folder)}  {path.stat().st_size / 1e6:.1f} MB")
 

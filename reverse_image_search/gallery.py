@@ -180,6 +180,20 @@ class Gallery:
         statement = "SELECT path FROM files WHERE image_id = ? ORDER BY path"
         return [Path(os.fsdecode(path)) for (path,) in self._query(statement, int(image_id))]
 
+    def files(self, ids: Iterable[int]) -> list[GalleryFile]:
+        """The files that hold the images with these ids, the oldest first."""
+        statement = """
+            SELECT * FROM files WHERE image_id IN (SELECT value FROM json_each(?))
+            ORDER BY modified_ns, path
+        """
+        rows = self._query(statement, json.dumps([int(each) for each in ids]))
+        return [GalleryFile(*row) for row in rows]
+
+    def ids_of_several_files(self) -> np.ndarray:
+        """Ids of images that more than one file holds: (N,) int64, ascending."""
+        statement = "SELECT image_id FROM files GROUP BY image_id HAVING count(*) > 1"
+        return np.sort(np.array([row[0] for row in self._query(statement)], np.int64))
+
     def ids_matching(self, text: str) -> np.ndarray:
         """Ids of images with `text` in a path or in the source: (N,) int64, ascending.
 

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Usage: evaluate.sh [options]
 #
-# Measures the search quality of the running server: precision and mean average precision of
-# category-level retrieval, recall of the originals of perturbed copies, and simple baselines for
-# both. Prints a table and draws figures. Takes about ten minutes on 2 cores.
+# Measures the search quality of the running server on any gallery: recall of the originals of
+# perturbed copies; where images have labels, precision and mean average precision of category-level
+# retrieval; and simple baselines for both. Prints tables with confidence intervals. Takes about ten
+# minutes on 2 cores.
 #
 #   --json FILE     also write the numbers to FILE
-#   --figures DIR   where the figures go (default doc/)
-#   --queries N     use only the first N test images
-#   --copies N      copies of each kind (default 2000)
+#   --figures DIR   also draw figures into DIR
+#   --queries N     use only the first N test images; without test images, N random images of the
+#                   gallery (default 2000), each left out of its own results
+#   --copies N      copies of each kind (default 2000, of photos 500)
 #   -h, --help      this text
 #
 # The server is the one that start_inference_server_*.sh started, or TRITON_URL.

@@ -56,7 +56,7 @@ def find_duplicates(
     Returns
     -------
     Groups of at least two images or two files, largest group first. Files of equal content are
-    one image: `Gallery.paths` names them.
+    one image: `Gallery.files` names them, the oldest first.
 
     Raises
     ------
@@ -71,6 +71,9 @@ def find_duplicates(
         DuplicateGroup(ids[rows], scores)
         for rows, scores in _group(pairs, _best_first(gallery, ids, pairs), embeddings, threshold)
     ]
+    grouped = np.concatenate([np.empty(0, np.int64), *(group.ids for group in groups)])
+    alone = np.setdiff1d(gallery.ids_of_several_files(), grouped)
+    groups += [DuplicateGroup(alone[i : i + 1], np.ones(1, np.float32)) for i in range(len(alone))]
     return sorted(groups, key=lambda group: -len(group.ids))
 
 
@@ -110,14 +113,15 @@ def _search_all(
 
 
 def _best_first(gallery: Gallery, ids: np.ndarray, pairs: _Pairs) -> np.ndarray:
-    """Rows that are in a pair, the largest image first."""
+    """Rows that are in a pair, the largest image first, of equal ones the oldest file."""
     rows = np.unique(np.concatenate([pairs.rows, pairs.neighbor_rows]))
-    pixels = [
-        image.width * image.height
-        for start in range(0, len(rows), _ROWS_AT_ONCE)
-        for image in gallery.images(ids[rows[start : start + _ROWS_AT_ONCE]])
-    ]
-    return rows[np.argsort(-np.array(pixels, int), kind="stable")]
+    pixels, oldest = [], []
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = ids[rows[start : start + _ROWS_AT_ONCE]]
+        pixels += [image.width * image.height for image in gallery.images(part)]
+        modified = {file.image_id: file.modified_ns for file in reversed(gallery.files(part))}
+        oldest += [modified.get(image_id, 0) for image_id in part.tolist()]
+    return rows[np.lexsort([np.array(oldest, int), -np.array(pixels, int)])]
 
 
 def _group(

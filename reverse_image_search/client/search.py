@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,8 +27,8 @@ class Answer(NamedTuple):
 
     ids: np.ndarray  # (k,) int64, each in the gallery
     scores: np.ndarray  # (k,) float32, cosine similarity, falling
-    embed_ms: float  # milliseconds of the call to `image_encoder`
-    find_ms: float  # milliseconds of the call to `vector_similarity`
+    embed_ms: float  # milliseconds of `image_encoder`, for all images of the search
+    find_ms: float  # milliseconds of `vector_similarity`, likewise
 
 
 class IndexIdentity(NamedTuple):
@@ -69,9 +70,20 @@ def search_gallery(
     image: Image.Image | np.ndarray,
     switch_timeout: float = 5.0,
 ) -> Answer:
-    """Search `gallery` for one image (see `Client.embed` for its forms).
+    """Search `gallery` for one image (see `Client.embed` for its forms, and below)."""
+    (answer,) = search_gallery_for_all(client, gallery, [image], switch_timeout)
+    return answer
 
-    Costs one request more than the two calls: after the answer, the index is asked what it is. If
+
+def search_gallery_for_all(
+    client: Client,
+    gallery: Gallery,
+    images: Sequence[Image.Image | np.ndarray],
+    switch_timeout: float = 5.0,
+) -> list[Answer]:
+    """Search `gallery` for each of `images`.
+
+    Costs one request more than the searches: after the answers, the index is asked what it is. If
     that is what was known before, no other server or index was taken over in between; and the known
     version of the encoder was asked for. Else all is done again. A server takes over encoder and
     index one after the other: for `switch_timeout` seconds, the second one is waited for.
@@ -82,9 +94,9 @@ def search_gallery(
     TritonError : the server did not answer
     """
     with contextlib.suppress(WrongAnswerError, RequestRejectedError):
-        return _search(client, gallery, image, _known.get(client.url) or served_identity(client))
+        return _search(client, gallery, images, _known.get(client.url) or served_identity(client))
     # Another build may have been published since the identity was read.
-    return _search(client, gallery, image, _settled_identity(client, switch_timeout))
+    return _search(client, gallery, images, _settled_identity(client, switch_timeout))
 
 
 def served_identity(client: Client) -> ServedIdentity:
@@ -113,18 +125,32 @@ def _settled_identity(client: Client, timeout: float) -> ServedIdentity:
 
 
 def _search(
-    client: Client, gallery: Gallery, image: Image.Image | np.ndarray, known: ServedIdentity
-) -> Answer:
+    client: Client,
+    gallery: Gallery,
+    images: Sequence[Image.Image | np.ndarray],
+    known: ServedIdentity,
+) -> list[Answer]:
     _compare(known, gallery)
     start = time.perf_counter()
-    embeddings = client.embed([image], version=known.encoder_version)
+    embeddings = client.embed(images, version=known.encoder_version)
     embedded = time.perf_counter()
-    (ids,), (scores,) = client.find_similar(embeddings)
+    neighbors = client.find_similar(embeddings)
     found = time.perf_counter()
     if _index_identity(client) != known.index:
         raise WrongAnswerError(
             "The models were replaced during the search, so results could be wrong. Search again"
         )
+    milliseconds = 1e3 * (embedded - start), 1e3 * (found - embedded)
+    return [
+        Answer(*_checked(gallery, ids, scores), *milliseconds)
+        for ids, scores in zip(*neighbors, strict=True)
+    ]
+
+
+def _checked(
+    gallery: Gallery, ids: np.ndarray, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The neighbors of one query without padding, if they can be right."""
     is_neighbor = ids != contract.NO_NEIGHBOR
     ids, scores = ids[is_neighbor], scores[is_neighbor]
     if not (len(ids) and np.isfinite(scores).all()):
@@ -137,7 +163,7 @@ def _search(
             f"vector_similarity returned ids that the gallery does not have, such as {missing[0]}. "
             f"Rebuild both with {BUILD_COMMAND}"
         )
-    return Answer(ids, scores, 1e3 * (embedded - start), 1e3 * (found - embedded))
+    return ids, scores
 
 
 def _compare(served: ServedIdentity, gallery: Gallery) -> None:

@@ -6,7 +6,6 @@ from reverse_image_search.datasets.dataset import (
     DatasetOptions,
     DatasetSpec,
     LabeledImage,
-    StoredImages,
 )
 from reverse_image_search.datasets.fashion_mnist import load_fashion_mnist
 from reverse_image_search.datasets.image_folder import load_image_folder
@@ -28,5 +27,4 @@ __all__ = [
     "DatasetOptions",
     "DatasetSpec",
     "LabeledImage",
-    "StoredImages",
 ]

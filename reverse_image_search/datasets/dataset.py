@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from reverse_image_search.first_frame import ImageFileError
-from reverse_image_search.gallery import Gallery
 from reverse_image_search.gallery_writer import GalleryWriter
 from reverse_image_search.image_reader import ReadFile
 
@@ -67,20 +66,6 @@ class Dataset:
 
     def finish(self, gallery: GalleryWriter) -> None:
         """Complete the gallery when `new_images` are in it."""
-
-
-class StoredImages(Sequence[LabeledImage]):
-    """The images of a gallery by ascending id, as their thumbnails show them; read on access."""
-
-    def __init__(self, gallery: Gallery) -> None:
-        self._gallery, self._ids = gallery, gallery.ids()
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, position):
-        (image,) = self._gallery.images([self._ids[position]])
-        return LabeledImage(image.pixels, image.source, image.label)
 
 
 @dataclass(frozen=True)

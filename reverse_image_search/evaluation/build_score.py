@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from reverse_image_search.datasets import Dataset
+from reverse_image_search.datasets import LabeledImage
 from reverse_image_search.evaluation import metrics
-from reverse_image_search.evaluation.copies import ALL, make_copies
+from reverse_image_search.evaluation.copies import ALL
+from reverse_image_search.evaluation.photo_copies import kinds_of_copies
 from reverse_image_search.layout import BUILD_COMMAND
 
-_QUERIES = 2000  # enough to notice a failed training; evaluate.sh takes all
-_COPIES = 1000
+# Enough to notice a failed training; evaluate.sh takes more.
+_QUERIES, _COPIES, _COPIES_OF_PHOTOS = 2000, 1000, 300
 
 
 class QualityError(Exception):
@@ -19,36 +20,46 @@ class QualityError(Exception):
 
 def score_build(
     embed: Callable[[Sequence[np.ndarray]], np.ndarray],
-    gallery_embeddings: np.ndarray,
-    dataset: Dataset,
-) -> dict[str, float]:
-    """Score an encoder on the dataset's first queries and on perturbed copies of its gallery.
+    images: Sequence[np.ndarray],
+    embeddings: np.ndarray,
+    labels: Sequence[str | None],
+    queries: Sequence[LabeledImage],
+    is_photos: bool,
+) -> dict[str, np.ndarray]:
+    """Score an encoder on perturbed copies of gallery images, and on queries, drawn at random.
+
+    Without queries, labeled images of the gallery are, each left out of its own results.
 
     Parameters
     ----------
     embed : n images, (height, width[, 3]) uint8 -> (n, D) float32 embeddings of unit length
-    gallery_embeddings : (N, D) float32, what `embed` gives for the gallery
+    images, labels : N, of the gallery; a few hundred images are read
+    embeddings : (N, D) float32, what `embed` gives for `images`
 
     Returns
     -------
-    ``recall_at_1`` and ``recall_at_20`` of perturbed copies (instance-level retrieval); where the
-    dataset has labels and queries, those of `score_category_level` as well
+    One value for each copy in ``recall_at_1`` and ``recall_at_20`` (instance-level retrieval);
+    where there are labels, one for each query in the metrics of `score_category_level`
     """
-    original_ids = draw_originals(len(dataset.gallery), _COPIES)
-    copies = make_copies([dataset.gallery[i].pixels for i in original_ids], ALL)
-    ranks = metrics.ranks_of_originals(embed(copies), original_ids, gallery_embeddings)
-    scores = metrics.recalls(ranks)
-    if dataset.class_names and len(dataset.queries):
-        queries = [dataset.queries[i] for i in range(min(_QUERIES, len(dataset.queries)))]
-        _, labels = np.unique(
-            [str(image.label) for image in (*queries, *dataset.gallery)], return_inverse=True
-        )
-        query_labels, gallery_labels = np.split(labels, [len(queries)])
-        query_embeddings = embed([query.pixels for query in queries])
+    _, make_copies = kinds_of_copies(is_photos)
+    copied = draw_originals(len(images), _COPIES_OF_PHOTOS if is_photos else _COPIES)
+    copies = make_copies([images[row] for row in copied], ALL, 0)
+    scores = metrics.recalls(metrics.ranks_of_originals(embed(copies), copied, embeddings))
+    numbers: dict[str | None, int] = {None: -1}
+    gallery_labels = np.array([numbers.setdefault(label, len(numbers)) for label in labels])
+    if len(queries):
+        drawn = [queries[row] for row in draw_originals(len(queries), _QUERIES)]
+        query_labels = np.array([numbers.get(query.label, -2) for query in drawn])
+        query_embeddings, own_rows = embed([query.pixels for query in drawn]), None
+    else:
+        labeled = np.flatnonzero(gallery_labels >= 0)
+        own_rows = labeled[draw_originals(len(labeled), _QUERIES)]
+        query_labels, query_embeddings = gallery_labels[own_rows], embeddings[own_rows]
+    if len(query_labels) and (gallery_labels >= 0).any():
         scores |= metrics.score_category_level(
-            query_embeddings, query_labels, gallery_embeddings, gallery_labels
+            query_embeddings, query_labels, embeddings, gallery_labels, own_rows
         )
-    return {name: float(values.mean()) for name, values in scores.items()}
+    return scores
 
 
 def draw_originals(gallery_size: int, count: int, seed: int = 0) -> np.ndarray:
@@ -57,12 +68,13 @@ def draw_originals(gallery_size: int, count: int, seed: int = 0) -> np.ndarray:
     return np.sort(generator.permutation(gallery_size)[:count])
 
 
-def check_quality(score: Mapping[str, float], gate: Mapping[str, float]) -> None:
+def check_quality(scores: Mapping[str, np.ndarray], gate: Mapping[str, float]) -> None:
     """Raise a `QualityError` that names each metric below the gate of the encoder."""
+    means = {name: float(np.mean(scores[name])) for name in gate}
     too_low = [
-        f"{name} is {score[name]:.3f}, at least {minimum:.2f} is expected"
+        f"{name} is {means[name]:.3f}, at least {minimum:.2f} is expected"
         for name, minimum in gate.items()
-        if not score[name] >= minimum  # NaN is too low, too
+        if not means[name] >= minimum  # NaN is too low, too
     ]
     if too_low:
         raise QualityError(

@@ -5,6 +5,7 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,16 @@ from reverse_image_search.client.search import WrongAnswerError, check_identity
 from reverse_image_search.command_line import make_parser, print_table
 from reverse_image_search.evaluation import metrics
 from reverse_image_search.evaluation.baselines import make_baselines, pixels_of_one_size
-from reverse_image_search.evaluation.copies import ALL, KINDS, make_copies
+from reverse_image_search.evaluation.copies import ALL
 from reverse_image_search.evaluation.examples import Examples
 from reverse_image_search.evaluation.figures import COPY_EXAMPLES, draw_all
+from reverse_image_search.evaluation.photo_copies import kinds_of_copies
 from reverse_image_search.gallery import Gallery, GalleryError
-from reverse_image_search.layout import REPOSITORY_ROOT, gallery_file
+from reverse_image_search.layout import gallery_file
 
-_IMAGES_AT_ONCE = 2000
+_IMAGES_AT_ONCE = 64
+_REQUESTS_IN_FLIGHT = 4
+_ROWS_AT_ONCE = 2000  # of the gallery file
 _DEEPEST_RANK = 20  # of precision@20 and recall@20
 # Scores closer than this are ties: sums in another order may rank them either way.
 _TIE = 1e-5
@@ -33,9 +37,9 @@ class EvaluationError(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate and report; returns the exit code."""
-    parser = make_parser("Measure how good the search of the server is.", queries=int, copies=2000)
+    parser = make_parser("Measure how good the search of the server is.", queries=int, copies=int)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--figures", type=Path, default=REPOSITORY_ROOT / "doc", metavar="DIR")
+    parser.add_argument("--figures", type=Path, metavar="DIR")
     try:
         evaluate(parser.parse_args(arguments))
     except (EvaluationError, GalleryError, TritonError, WrongAnswerError) as error:
@@ -57,30 +61,47 @@ def evaluate(options: argparse.Namespace) -> None:
     print_report(examples, served, baselines)
     if options.json:
         options.json.write_text(json.dumps(as_json(examples, served, baselines), indent=2) + "\n")
-    copies = make_copies(examples.originals[:COPY_EXAMPLES], ALL)
-    draw_all(options.figures, examples, served, neighbors, copies, client.search(copies))
+    if options.figures:
+        _, make_copies = kinds_of_copies(examples.gallery.metadata.is_photos)
+        copies = make_copies(examples.originals[:COPY_EXAMPLES], ALL, 0)
+        draw_all(options.figures, examples, served, neighbors, copies, client.search(copies))
 
 
 def score_served(client: Client, examples: Examples) -> tuple[metrics.Scores, Neighbors | None]:
     """Scores of the server's answers, and its answers to the queries."""
     scores, neighbors = metrics.Scores({}, {}), None
-    if examples.query_images:
-        embeddings = _embed(client, examples.query_images, "queries")
+    own_rows, size = examples.own_rows, len(examples.ids)
+    if len(examples.query_ids):
+        if own_rows is None:
+            embeddings = _embed(client, examples.query_images(), "queries")
+        else:
+            embeddings = examples.embeddings[own_rows]
         neighbors = client.find_similar(embeddings)
         check_ranking(embeddings, examples.embeddings, examples.rows_of(neighbors.ids), neighbors)
+        if own_rows is not None:
+            neighbors, size = leave_out(neighbors, examples.query_ids), size - 1
         scores.category_level = metrics.score_category_level(
-            embeddings, examples.query_labels, examples.embeddings, examples.labels
+            embeddings, examples.query_labels, examples.embeddings, examples.labels, own_rows
         )
         hits = examples.labels_of(neighbors.ids) == examples.query_labels[:, None]
-        hits = hits[:, : len(examples.ids)]  # what follows is padding
+        hits = hits[:, :size]  # what follows is padding
         scores.category_level["precision_at_1"] = metrics.precision_at(hits, 1)
         scores.category_level["precision_at_20"] = metrics.precision_at(hits, _DEEPEST_RANK)
-    for kind in KINDS:
-        copies = make_copies(examples.originals, kind)
+    kinds, make_copies = kinds_of_copies(examples.gallery.metadata.is_photos)
+    for kind in kinds:
+        copies = make_copies(examples.originals, kind, 0)
         found = client.find_similar(_embed(client, copies, f"copies: {kind}"))
         ranks = _served_ranks(found, examples.ids[examples.original_rows])
         scores.instance_level[kind] = metrics.recalls(ranks)
     return scores, neighbors
+
+
+def leave_out(neighbors: Neighbors, own_ids: np.ndarray) -> Neighbors:
+    """`neighbors` (n, K) without the query itself, or without the last: (n, K - 1)."""
+    is_own = neighbors.ids == own_ids[:, None]
+    is_own[~is_own.any(axis=1), -1] = True
+    shape = len(own_ids), neighbors.ids.shape[1] - 1
+    return Neighbors(*(values[~is_own].reshape(shape) for values in neighbors))
 
 
 def check_ranking(
@@ -112,22 +133,27 @@ def check_ranking(
 def score_baselines(examples: Examples) -> dict[str, metrics.Scores]:
     """Scores of embeddings that need no training, over the same examples."""
     metadata, gallery = examples.gallery.metadata, examples.gallery
-    parts = np.split(examples.ids, range(_IMAGES_AT_ONCE, len(examples.ids), _IMAGES_AT_ONCE))
+    parts = np.split(examples.ids, range(_ROWS_AT_ONCE, len(examples.ids), _ROWS_AT_ONCE))
     gallery_pixels = np.concatenate([
         pixels_of_one_size([image.pixels for image in gallery.images(part)], metadata)
         for part in parts
     ])  # fmt: skip
-    query_pixels = pixels_of_one_size(examples.query_images, metadata)
-    copies = pixels_of_one_size(make_copies(examples.originals, ALL), metadata)
+    own_rows = examples.own_rows
+    if own_rows is None:
+        query_pixels = pixels_of_one_size(examples.query_images(), metadata)
+    else:
+        query_pixels = gallery_pixels[own_rows]
+    _, make_copies = kinds_of_copies(metadata.is_photos)
+    copies = pixels_of_one_size(make_copies(examples.originals, ALL, 0), metadata)
     scores = {}
-    for name, embed in make_baselines(gallery_pixels).items():
+    for name, embed in make_baselines(gallery_pixels, metadata.is_photos).items():
         print(f"baseline: {name} ...", flush=True)
         embeddings = embed(gallery_pixels)
         ranks = metrics.ranks_of_originals(embed(copies), examples.original_rows, embeddings)
         scores[name] = metrics.Scores({}, {ALL: metrics.recalls(ranks)})
         if len(query_pixels):
             scores[name].category_level = metrics.score_category_level(
-                embed(query_pixels), examples.query_labels, embeddings, examples.labels
+                embed(query_pixels), examples.query_labels, embeddings, examples.labels, own_rows
             )
     return scores
 
@@ -137,10 +163,11 @@ def print_report(
 ) -> None:
     """Tables of all scores with confidence intervals."""
     gallery = examples.gallery
+    of_gallery = "" if examples.own_rows is None else " (images of the gallery, each left out)"
     print(
         f"\nGallery {gallery.gallery_id}, encoder {gallery.encoder_id}: "
-        f"{len(examples.query_images):,} queries and {len(examples.originals):,} copies of each "
-        f"kind against {len(gallery):,} images.\n"
+        f"{len(examples.query_ids):,} queries{of_gallery} and {len(examples.originals):,} copies "
+        f"of each kind against {len(gallery):,} images.\n"
         "95 % confidence intervals in brackets (bootstrap over queries)."
     )
     per_class = examples.by_class(served.category_level)
@@ -160,8 +187,7 @@ def print_report(
 
 
 def _row(name: str, scores: dict[str, np.ndarray]) -> list[str]:
-    intervals = [(values.mean(), *metrics.bootstrap_interval(values)) for values in scores.values()]
-    return [name, *(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in intervals)]
+    return [name, *map(metrics.format_interval, scores.values())]
 
 
 def as_json(
@@ -190,8 +216,16 @@ def _means(scores: dict) -> dict:
 
 def _embed(client: Client, images: Sequence[np.ndarray], name: str) -> np.ndarray:
     starts = range(0, len(images), _IMAGES_AT_ONCE)
-    bar = tqdm(starts, f"embed {name}", unit=f" x {_IMAGES_AT_ONCE} images", leave=False)
-    return np.concatenate([client.embed(images[start : start + _IMAGES_AT_ONCE]) for start in bar])
+    with (
+        ThreadPoolExecutor(_REQUESTS_IN_FLIGHT) as executor,
+        tqdm(total=len(images), desc=f"embed {name}", unit=" images", leave=False) as bar,
+    ):
+        embeddings = []
+        parts = (images[start : start + _IMAGES_AT_ONCE] for start in starts)
+        for part in executor.map(client.embed, parts):
+            embeddings.append(part)
+            bar.update(len(part))
+        return np.concatenate(embeddings)
 
 
 def _served_ranks(neighbors: Neighbors, original_ids: np.ndarray) -> np.ndarray:

@@ -73,7 +73,8 @@ def _draw_examples(
     if neighbors:
         for label, first in zip(*np.unique(examples.query_labels, return_index=True), strict=True):
             name = examples.class_names[label] if label >= 0 else ""
-            rows.append((examples.query_images[first], name, label, neighbors.ids[first], None))
+            (image,) = examples.query_images([first])
+            rows.append((image, name, label, neighbors.ids[first], None))
     for copy, original, ids in zip(copies, original_ids, copy_neighbors.ids, strict=False):
         rows.append((copy, "copy", examples.labels_of(original), ids, original))
     columns = 1 + min(_NEIGHBORS, copy_neighbors.ids.shape[1])

@@ -26,10 +26,12 @@ def score_category_level(
     query_labels: np.ndarray,
     gallery_embeddings: np.ndarray,
     gallery_labels: np.ndarray,
+    own_rows: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Category-level retrieval: how well a ranking of the gallery puts the query's class first.
 
-    Embeddings are (n, D) and (N, D) float32 of unit length, labels (n,) and (N,) int.
+    Embeddings are (n, D) and (N, D) float32 of unit length, labels (n,) and (N,) int. Where the
+    queries are of the gallery themselves, at `own_rows` (n,), each is left out of its own ranking.
 
     Returns
     -------
@@ -38,7 +40,11 @@ def score_category_level(
     """
     chunks = []
     for queries, similarity in _similarities(query_embeddings, gallery_embeddings):
+        if own_rows is not None:
+            np.put_along_axis(similarity, own_rows[queries, None], -2, axis=1)  # the last
         hits = ranked_hits(similarity, query_labels[queries, None] == gallery_labels)
+        if own_rows is not None:
+            hits = hits[:, :-1]
         chunks.append([precision_at(hits, 1), precision_at(hits, 20), *average_precisions(hits)])
     names = ("precision_at_1", "precision_at_20", "map", "map_at_r")
     return dict(zip(names, np.concatenate(chunks, axis=1), strict=True))
@@ -111,6 +117,12 @@ def bootstrap_interval(
     means = [values[generator.integers(n, size=n)].mean() for _ in range(resamples)]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def format_interval(values: np.ndarray) -> str:
+    """Mean and confidence interval as ``0.929 [0.923, 0.933]``."""
+    low, high = bootstrap_interval(values)
+    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _similarities(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from reverse_image_search.evaluation.copies import ALL
+from reverse_image_search.evaluation.copies import ALL, KINDS, make_copies
 
 CROP_AREA = 0.56  # of the photo, at a random place
 MAX_TURN = 10.0  # degrees; what turns in at the corners is black
@@ -66,3 +66,10 @@ _PERTURBATIONS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Ima
     "jpeg": _compress,
 }
 PHOTO_KINDS = (*_PERTURBATIONS, ALL)  # `ALL`: in this order
+
+
+def kinds_of_copies(
+    is_photos: bool,
+) -> tuple[tuple[str, ...], Callable[[Sequence[np.ndarray], str, int], Sequence[np.ndarray]]]:
+    """Kinds of perturbed copies that suit a gallery, and the function that makes them."""
+    return (PHOTO_KINDS, make_photo_copies) if is_photos else (KINDS, make_copies)

@@ -39,7 +39,12 @@ def test_report_has_the_stated_keys(report, gallery):
     assert numbers["encoder_id"] == gallery.encoder_id
     assert set(numbers["per_class"]) == set(gallery.metadata.class_names)
     assert set(numbers["copies"]) == set(KINDS)
-    assert set(numbers["baselines"]) == {"raw pixels", "PCA-64", "untrained encoder"}
+    assert set(numbers["baselines"]) == {
+        "raw pixels",
+        "perceptual hash",
+        "PCA-64",
+        "untrained encoder",
+    }
     for recalls in numbers["copies"].values():
         assert 0 <= recalls["recall_at_1"] <= recalls["recall_at_20"] <= 1
 

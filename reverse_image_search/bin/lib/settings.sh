@@ -19,9 +19,10 @@ export LC_ALL=C USER="${USER:-user}"
 unset POSIXLY_CORRECT "${!PYTHON@}"
 umask u=rwx
 
+ERROR_CODE=1 # a script whose exit code 1 means something else sets another
 die() {
   echo "$SCRIPT: $*" >&2
-  exit 1
+  exit "$ERROR_CODE"
 }
 
 # The header comment of the script, or of the file $1, is its help.

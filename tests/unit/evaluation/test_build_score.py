@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reverse_image_search.datasets import Dataset, LabeledImage
+from reverse_image_search.datasets import LabeledImage
 from reverse_image_search.evaluation.build_score import (
     QualityError,
     check_quality,
@@ -46,28 +46,32 @@ def test_score_of_an_encoder_that_sees_only_how_wide_a_block_is():
         is_wide = (np.stack(images) > 100).mean(axis=(1, 2)) > 0.3
         return np.eye(2, dtype=np.float32)[is_wide.astype(int)]
 
-    names = ["narrow", "wide"]
-    samples = [
-        LabeledImage(image, "block", names[label])
-        for image, label in zip(images, labels, strict=True)
-    ]
+    names = [("narrow", "wide")[label] for label in labels]
+    queries = [LabeledImage(image, "", name) for image, name in zip(images, names, strict=True)]
 
-    score = score_build(embed, embed(images), Dataset("blocks", samples, samples, names))
+    score = score_build(embed, list(images), embed(images), names, queries, is_photos=False)
 
-    assert score["precision_at_1"] == score["precision_at_20"] == score["map"] == 1.0
+    for metric in ("precision_at_1", "precision_at_20", "map"):
+        assert score[metric].tolist() == [1.0] * 40
     # All 20 images of a class are alike: each copy finds the first one, and all 20 among 20.
-    assert score["recall_at_1"] == pytest.approx(1 / 20)
-    assert score["recall_at_20"] == 1.0
+    assert score["recall_at_1"].mean() == pytest.approx(1 / 20)
+    assert score["recall_at_20"].mean() == 1.0
+
+    # Without queries, each image has 19 others of its class.
+    score = score_build(embed, list(images), embed(images), names, [], is_photos=False)
+    assert score["precision_at_1"].tolist() == [1.0] * 40
+    assert score["precision_at_20"] == pytest.approx(np.full(40, 19 / 20))
 
 
-def test_images_without_labels_are_scored_by_their_copies_alone():
+@pytest.mark.parametrize("is_photos", [False, True])
+def test_images_without_labels_are_scored_by_their_copies_alone(is_photos: bool):
     images = np.random.default_rng(0).integers(0, 256, (30, 28, 28), np.uint8)
-    samples = [LabeledImage(image, "noise") for image in images]
 
     def embed(images: list[np.ndarray]) -> np.ndarray:  # grayscale means: alike for all copies
-        means = np.stack(images).mean(axis=(1, 2))
+        means = np.array([image.mean() for image in images])
         return np.stack([np.cos(means), np.sin(means)], axis=1).astype(np.float32)
 
-    score = score_build(embed, embed(images), Dataset("noise", samples, [], []))
+    score = score_build(embed, list(images), embed(images), [None] * 30, [], is_photos)
 
     assert set(score) == {"recall_at_1", "recall_at_20"}
+    assert len(score["recall_at_1"]) == 30

@@ -1,15 +1,20 @@
 """The evaluation on galleries of a few images, with a stand-in for the server."""
 
 import json
+import os
+import sqlite3
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from reverse_image_search.client import Neighbors
 from reverse_image_search.evaluation import evaluate
-from reverse_image_search.evaluation.baselines import pixels_of_one_size
+from reverse_image_search.evaluation.baselines import make_baselines, pixels_of_one_size
 from reverse_image_search.evaluation.evaluate import EvaluationError, check_ranking
 from reverse_image_search.evaluation.examples import Examples
+from reverse_image_search.evaluation.originals import Originals
+from reverse_image_search.evaluation.photo_copies import PHOTO_KINDS
 from reverse_image_search.gallery import (
     Gallery,
     GalleryImage,
@@ -62,7 +67,9 @@ def embed(image: np.ndarray) -> np.ndarray:
     return (np.array(cells) / np.linalg.norm(cells)).astype(np.float32)
 
 
-def random_blocks(output_dir, ids=IDS, labeled=True, shape=(28, 28), side=28, queries=8) -> Gallery:
+def random_blocks(
+    output_dir, ids=IDS, labeled=True, shape=(28, 28), side=28, queries=8, is_photos=False
+) -> Gallery:
     """Random blocks: class A is bright on the left, class B on the right."""
     random = np.random.default_rng(0)
 
@@ -92,6 +99,7 @@ def random_blocks(output_dir, ids=IDS, labeled=True, shape=(28, 28), side=28, qu
         encoder_width=side,
         encoder_is_grayscale=len(shape) == 2,
         shows_objects_on_black=False,
+        is_photos=is_photos,
     )
     embeddings = np.stack([embed(image.pixels) for image in gallery_images])
     write_gallery(
@@ -141,19 +149,24 @@ def test_without_labels_only_the_copies_are_measured(tmp_path, run):
     assert "copies R@1" in printed
 
 
-def test_without_queries_only_the_copies_are_measured(tmp_path, run):
-    code, report, _, _ = run(random_blocks(tmp_path, queries=0))
+def test_without_queries_gallery_images_are_left_out_of_their_own_results(tmp_path, run):
+    code, report, _, (printed, _) = run(random_blocks(tmp_path, queries=0))
 
     assert code == 0
-    assert "precision_at_1" not in report
+    assert report["precision_at_1"] == report["map"] == 1
+    # Of the 20 that are served, 19 are left; the other 14 of its class come first.
+    assert report["precision_at_20"] == pytest.approx(14 / 19)
+    assert "30 queries (images of the gallery, each left out)" in printed
 
 
-def test_large_rgb_images_and_fewer_than_k(tmp_path, run):
-    gallery = random_blocks(tmp_path, ids=[1, 2, 5, 6], shape=(90, 70, 3), side=12)
+def test_photos_and_fewer_than_k(tmp_path, run):
+    gallery = random_blocks(tmp_path, ids=[1, 2, 5, 6], shape=(90, 70, 3), side=12, is_photos=True)
 
     code, report, figures, _ = run(gallery)
 
     assert code == 0
+    assert tuple(report["copies"]) == PHOTO_KINDS
+    assert set(report["baselines"]) == {"raw pixels", "perceptual hash"}
     assert report["copies"]["jpeg"]["recall_at_1"] == 1
     assert len(figures) == 3
 
@@ -209,3 +222,27 @@ def test_pixels_of_one_size_are_those_of_small_grayscale_images(tmp_path):
     images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)
 
     assert (pixels_of_one_size(images, metadata) == images).all()
+
+
+def test_the_perceptual_hash_of_a_negative_is_the_opposite():
+    image = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
+    embed = make_baselines(np.stack([image, image]), is_photos=True)["perceptual hash"]
+
+    first, same, negative = embed(np.stack([image, image, 255 - image]))
+
+    assert first @ same == pytest.approx(1)
+    assert first @ negative == pytest.approx(-1, abs=0.1)  # the mean brightness has a bit as well
+
+
+def test_originals_are_read_from_their_files_where_these_can_be_read(tmp_path):
+    gallery = random_blocks(tmp_path, ids=[1, 2, 3])
+    photo = np.zeros((400, 300, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    with sqlite3.connect(gallery_file(tmp_path)) as database:
+        for image_id, name in ((1, "gone.png"), (2, "gone too.png"), (2, "photo.png")):
+            row = os.fsencode(tmp_path / name), image_id, 1, 1
+            database.execute("INSERT INTO files VALUES (?, ?, ?, ?)", row)
+
+    sizes = [pixels.shape for pixels in Originals(gallery)]
+
+    assert sizes == [(28, 28), (400, 300, 3), (28, 28)]

@@ -107,6 +107,18 @@ def test_of_two_equal_gallery_images_the_first_comes_first():
     assert ranks_of_originals(copies, np.array([0, 1]), gallery).tolist() == [1, 2]
 
 
+def test_a_query_of_the_gallery_is_left_out_of_its_own_ranking():
+    angles = np.radians([0, 10, 90])
+    gallery = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    labels, rows = np.array([0, 0, 1]), np.array([2, 0])
+
+    scores = score_category_level(gallery[rows], labels[rows], gallery, labels, rows)
+
+    assert scores["precision_at_1"].tolist() == [0, 1]  # nothing else has the label of the third
+    assert scores["map"].tolist() == [0, 1]
+    assert scores["precision_at_20"].tolist() == [0, 0.5]
+
+
 def test_dimensions_must_agree():
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(5, 4\)"):
         ranks_of_originals(np.zeros((2, 3)), np.zeros(2, int), np.zeros((5, 4)))

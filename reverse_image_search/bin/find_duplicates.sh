@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Usage: find_duplicates.sh [options]
+#
+# Finds near-duplicates in the gallery: searches for all of its images, and prints groups of an image
+# to keep, the largest or else the oldest, and those with a high score to it. Deletes nothing.
+#
+#   --threshold SCORE  least cosine similarity to the image to keep (default: what the build measured
+#                      on perturbed copies of this gallery's images)
+#   --json             print a list with an object for each group
+#   --csv              print a row for each file
+#   -h, --help         this text
+#
+# Exit code: 0 if there are near-duplicates, 1 if there are none, 2 on errors.
+#
+# The server is the one that start_inference_server_*.sh started, or TRITON_URL.
+
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
+set -euo pipefail
+source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
+source "$LIB_DIR/python_environment.sh"
+
+# shellcheck disable=SC2034 # for `die`
+ERROR_CODE=2
+help_if_asked "$@"
+read_settings
+prepare_python --only "tritonclient numpy pillow tqdm" >&2
+export TRITON_URL="${TRITON_URL:-http://127.0.0.1:$TRITON_HTTP_PORT}"
+exec "$PYTHON" -I -m reverse_image_search.terminal.duplicates "$@"

@@ -1,0 +1,1 @@
+"""Commands that search from the terminal, through the running server."""

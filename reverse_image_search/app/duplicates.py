@@ -30,7 +30,7 @@ def show_duplicates(client: Client, gallery: Gallery, stamp: tuple[int, ...]) ->
             format="%.3f",
             key="duplicates_from",
         )
-        start = st.button("Find near-duplicates", icon=":material/search:", type="primary")
+        start = st.button("Find near-duplicates", icon=":material/search:")
     st.caption(
         "Compares each image with all others. The largest image of a group comes first. "
         "Nothing is deleted: copy the paths of what you want to remove."
@@ -59,14 +59,16 @@ def show_duplicates(client: Client, gallery: Gallery, stamp: tuple[int, ...]) ->
 
 
 def show_groups(gallery: Gallery, groups: list[DuplicateGroup]) -> None:
-    """One page of groups, each a row of images."""
+    """One page of groups, two in a row."""
     pages = max(1, -(-len(groups) // GROUPS_PER_PAGE))
     page = min(number_in_address("page", default=1), pages)
     first = (page - 1) * GROUPS_PER_PAGE
-    for number, group in enumerate(groups[first : first + GROUPS_PER_PAGE], start=first + 1):
-        tiles = group_tiles(gallery, group)
-        image_grid(f"group-{number}", f"Group {number}", tiles, open_image, "rows")
-        st.divider()
+    shown = list(enumerate(groups[first : first + GROUPS_PER_PAGE], start=first + 1))
+    for row in (shown[i : i + 2] for i in range(0, len(shown), 2)):
+        for column, (number, group) in zip(st.columns(2), row, strict=False):
+            with column, st.container(border=True, height="stretch"):
+                tiles = group_tiles(gallery, group)
+                image_grid(f"group-{number}", f"Group {number}", tiles, open_image, "rows")
     if pages > 1:
         page_buttons(page, pages)
 

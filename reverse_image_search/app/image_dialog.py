@@ -46,7 +46,7 @@ def _show(gallery: Gallery, image: GalleryImage) -> None:
     st.caption(f"{label}{image.width:,} x {image.height:,} pixels · id {image.id}")
     for path in gallery.paths(image.id):
         st.code(shown_path(path), language=None, wrap_lines=True)
-    if st.button("Search for this image", icon=":material/search:", type="primary"):
+    if st.button("Search for this image", icon=":material/search:"):
         pick(gallery, f"gallery-{image.id}")
         _close()
         st.rerun()

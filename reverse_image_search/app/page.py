@@ -85,9 +85,8 @@ def main() -> None:
 
 def show_gallery(started: float) -> None:
     """Search the gallery or, if it is one of photos, look through its near-duplicates."""
-    stamp = gallery_stamp()
     try:
-        version = st.session_state.version = open_gallery(stamp)
+        version = st.session_state.version = open_gallery(gallery_stamp())
         gallery, view = version.gallery, VIEWS[0]
         facts = f"{plain(gallery.metadata.dataset)} · {len(gallery):,} images"
         if gallery.metadata.is_photos:
@@ -98,13 +97,9 @@ def show_gallery(started: float) -> None:
         if view == VIEWS[0]:
             show_search(gallery, started)
         else:
-            show_duplicates(connect(REQUEST_TIMEOUT), gallery, stamp)
+            show_duplicates(connect(REQUEST_TIMEOUT), gallery, version.stamp)
         show_opened_image(gallery)
-    except WrongAnswerError as error:
-        if gallery_stamp() != stamp:
-            st.rerun()  # the gallery was updated after it was opened
-        show_problem(error)
-    except (GalleryError, TritonError) as error:
+    except (GalleryError, TritonError, WrongAnswerError) as error:
         show_problem(error)
 
 
@@ -137,7 +132,9 @@ def show_results(gallery: Gallery, started: float) -> None:
     try:
         query = current_query(gallery)
         answer = search_gallery(connect(REQUEST_TIMEOUT), gallery, query.pixels)
-    except (LookupError, TritonError) as error:
+    except (LookupError, TritonError, WrongAnswerError) as error:
+        if gallery_stamp() != st.session_state.version.stamp:
+            st.rerun()  # it was updated after it was opened
         if isinstance(error, TritonError):
             # What the search met counts: the server may be back before the watch sees it gone.
             st.session_state.seen = type(error).__name__, gallery_stamp()
@@ -310,6 +307,7 @@ def connect(timeout: float) -> Client:
 class GalleryVersion(NamedTuple):
     """The gallery on disk, as it was when it was opened."""
 
+    stamp: tuple[int, ...]  # `gallery_stamp`
     gallery: Gallery
     last_id: int  # the highest; images that are added later have higher ones
 
@@ -318,7 +316,7 @@ class GalleryVersion(NamedTuple):
 def open_gallery(stamp: tuple[int, ...]) -> GalleryVersion:
     """The gallery on disk, opened once for all sessions, and again when its stamp changes."""
     gallery = Gallery(layout.gallery_file(OUTPUT_DIR))
-    return GalleryVersion(gallery, int(gallery.ids().max(initial=-1)))
+    return GalleryVersion(stamp, gallery, int(gallery.ids().max(initial=-1)))
 
 
 def gallery_stamp() -> tuple[int, ...]:

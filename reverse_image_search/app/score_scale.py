@@ -13,7 +13,8 @@ _KINDS = {
     "perturbed_copies": "altered copies of an image",
 }
 _STYLE = """<style>
-.scale { max-width: 34rem; font-size: .8rem; line-height: 1.35; margin-bottom: .5rem; }
+.scale { max-width: 34rem; font-size: .8rem; line-height: 1.35; margin-bottom: .5rem;
+         padding-right: .7rem; /* for half of the last number */ }
 .scale .row { display: flex; align-items: center; gap: .6rem; }
 .scale .what { flex: 0 0 9.6rem; text-align: right; line-height: 1.15; }
 .scale .track { position: relative; flex: 1; height: 1.15rem; }

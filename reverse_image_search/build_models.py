@@ -264,7 +264,10 @@ def _make_encoder_file(options: argparse.Namespace, dataset: Dataset) -> Path:
     if finished.exists():
         print("Resuming an interrupted build: its encoder is already trained.", flush=True)
     else:
-        encoder = spec.make(dataset, TrainingOptions(options.epochs, options.seed, options.weights))
+        training_options = TrainingOptions(
+            options.epochs, options.seed, options.weights, options.adapt
+        )
+        encoder = spec.make(dataset, training_options)
         part = finished.parent.with_suffix(f".{os.getpid()}")
         shutil.rmtree(finished.parent.parent, ignore_errors=True)  # of other recipes
         write_model_files({name: encoder}, part, _IMAGES_NDIM)
@@ -277,7 +280,7 @@ def _make_encoder_file(options: argparse.Namespace, dataset: Dataset) -> Path:
 
 def _encoder_recipe(options: argparse.Namespace) -> str:
     """Digest of the options that determine the encoder."""
-    keys = ("encoder", "epochs", "seed", "weights")
+    keys = ("encoder", "epochs", "seed", "weights", "adapt")
     digest = hashlib.sha256(repr([str(getattr(options, key)) for key in keys]).encode())
     if options.weights and options.weights.is_file():  # not its name alone
         digest.update(options.weights.read_bytes())
@@ -386,6 +389,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     variant("--quick", const="quick", help="use the encoder's quicker variant")
     variant("--quality", const="quality", help="use the encoder's better, slower variant")
     add("--weights", type=Path, metavar="FILE", help="weights of a pretrained encoder")
+    no_adapt_help = "leave the embeddings of a pretrained encoder as they are"
+    add("--no-adapt", action="store_false", dest="adapt", help=no_adapt_help)
     add("--no-floor", action="store_true", help="publish even when the search quality is too low")
     options = parser.parse_args(arguments)
     _choose_dataset(options, parser)

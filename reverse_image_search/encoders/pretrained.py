@@ -17,20 +17,33 @@ from reverse_image_search.layout import REPOSITORY_ROOT
 
 
 class PretrainedEncoder(nn.Module):
-    """A pretrained network with its preprocessing.
+    """A pretrained network with its preprocessing, and a head that makes its features a vector.
 
     `preprocess` : RGB (batch, 3, height, width), 0 to 1, of any size -> the network's input
     `network` : that -> features (batch, F)
+    `head` : features of unit length -> embeddings (batch, D) of unit length
     """
 
-    def __init__(self, preprocess: nn.Module, network: nn.Module):
+    def __init__(self, preprocess: nn.Module, network: nn.Module, head: nn.Module | None = None):
         super().__init__()
         self.preprocess, self.network = preprocess, network
+        self.head = head or nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        """`contract.IMAGES`, clamped, NaN as 0 -> (batch, F) float32, unit length."""
+        """`contract.IMAGES`, clamped, NaN as 0 -> (batch, D) float32, unit length."""
         images = torch.nan_to_num(images, nan=0.0).clamp(0.0, 1.0)
-        return F.normalize(self.network(self.preprocess(images)))
+        return self.head(F.normalize(self.network(self.preprocess(images))))
+
+
+class FirstFeatures(nn.Module):
+    """A head that takes the first features alone."""
+
+    def __init__(self, dims: int):
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(features[:, : self.dims])
 
 
 class _Preprocessing(nn.Module):

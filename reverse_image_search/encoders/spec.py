@@ -20,6 +20,7 @@ class TrainingOptions:
     epochs: int = 0  # passes over the images, for encoders that are trained here
     seed: int = 0
     weights_file: Path | None = None  # of a pretrained encoder, instead of its download
+    adapt: bool = True  # whether a pretrained encoder learns a head from the images
 
 
 @dataclass(frozen=True)

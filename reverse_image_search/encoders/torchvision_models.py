@@ -6,6 +6,7 @@ import torchvision
 from torchvision.models import WeightsEnum
 
 from reverse_image_search.datasets import Dataset
+from reverse_image_search.encoders.adapted import adapt
 from reverse_image_search.encoders.pretrained import (
     PretrainedEncoder,
     ResizeAndCrop,
@@ -32,7 +33,7 @@ def torchvision_encoder(name: str, weights: str, license: str = "BSD-3-Clause") 
 
 
 def _load(
-    name: str, published: WeightsEnum, _dataset: Dataset, options: TrainingOptions
+    name: str, published: WeightsEnum, dataset: Dataset, options: TrainingOptions
 ) -> PretrainedEncoder:
     """Load a classifier with torchvision's weights or those of a file.
 
@@ -65,4 +66,5 @@ def _load(
         transforms.std,
         transforms.interpolation.value,
     )
-    return PretrainedEncoder(preprocess, trace(remove_last_linear(network), side)).eval()
+    encoder = PretrainedEncoder(preprocess, trace(remove_last_linear(network), side)).eval()
+    return adapt(encoder, dataset, (side, side), options.seed) if options.adapt else encoder

@@ -1,9 +1,12 @@
-"""Random augmentation of batches of grayscale images, on any device."""
+"""Random augmentation: of batches of grayscale images on any device, and of photos."""
 
+import io
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageEnhance
 from torch import Tensor
 
 
@@ -50,3 +53,22 @@ def strong_view(images: Tensor) -> Tensor:
     brightness = uniform(-0.06, 0.06).view(-1, 1, 1, 1)
     noise = 0.03 * torch.randn_like(views)
     return (views * contrast + brightness + noise).clamp(0.0, 1.0)
+
+
+def photo_view(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A perturbed copy of a photo (height, width[, 3]) uint8, as people make them, in RGB.
+
+    Cropped to 56 % of the area, turned by up to 10 degrees on black, brightness, contrast, and
+    saturation times 0.7 to 1.3, saved as JPEG of quality 50.
+    """
+    image = Image.fromarray(pixels).convert("RGB")
+    width, height = (max(1, round(0.75 * side)) for side in image.size)
+    left = int(generator.integers(image.width - width + 1))
+    top = int(generator.integers(image.height - height + 1))
+    image = image.crop((left, top, left + width, top + height))
+    image = image.rotate(generator.uniform(-10, 10), Image.Resampling.BICUBIC)
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhance(image).enhance(generator.uniform(0.7, 1.3))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=50)
+    return np.asarray(Image.open(file).convert("RGB"))

@@ -18,7 +18,7 @@ SPEC = ENCODERS["efficientnet_lite0"]
 
 @pytest.fixture(scope="module")
 def encoder() -> nn.Module:
-    return SPEC.make(None, TrainingOptions())
+    return SPEC.make(None, TrainingOptions(adapt=False))
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def published() -> nn.Module:
 def test_features_are_those_of_the_published_class(encoder: nn.Module, published: nn.Module):
     images = torch.rand(2, 3, 224, 224) * 2 - 1
     maps = published.extract_features(images)
-    assert (encoder.network.layers(images) - maps).abs().max() < 1e-5
     generalized_mean = (maps.clamp(min=1e-6) ** 3).mean(dim=(2, 3)) ** (1 / 3)
-    assert torch.allclose(encoder.network(images), generalized_mean, atol=1e-5)
+    first = encoder.network(images)[:, :1280]
+    assert torch.allclose(first, F.normalize(generalized_mean), atol=1e-6)
 
 
 @pytest.mark.parametrize(

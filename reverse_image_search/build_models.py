@@ -74,6 +74,14 @@ _NEEDED_MEMORY = 1_500_000_000  # bytes; a full build was seen to use 1.0 GB
 _CHECKED_IMAGES = 64  # on which an exported file and its module must agree
 _TRAINED = Path(".build/trained")  # of an output folder: what training leaves to resume from
 _WORK = Path(".build/gallery.sqlite")  # the gallery while images are added to it
+# Options that an update of a gallery keeps, and their defaults.
+_KEPT_OPTIONS = {
+    "index": next(iter(INDEXES)),
+    "top_k": 100,
+    "recall": IndexOptions.recall,
+    "labels": None,
+    "no_labels": False,
+}
 _IMAGES_NDIM, _EMBEDDINGS_NDIM = 4, 2  # with the batch dimension
 
 
@@ -85,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         if missing := missing_memory(_NEEDED_MEMORY, "a build"):
             raise PublishingError(missing)
         previous = _previous_metadata(options)
+        _keep_options(options, previous)
         publish = staging_update if _is_update(options, previous) else staging
         with publish(options.output_dir) as folder:
             if _previous_metadata(options) != previous:
@@ -94,9 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
         remove_gallery(options.output_dir / _WORK)
         print(f"Published to {options.output_dir}.", flush=True)
         print(live.next_step(options.output_dir))
-    except NothingChangedError:
-        remove_gallery(options.output_dir / _WORK)
-        print("Nothing has changed: what is published stays as it is.")
+    except NothingToPublishError as outcome:
+        print(f"{outcome}. What is published stays as it is.")
     except (
         DatasetError,
         EncoderError,
@@ -118,8 +126,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-class NothingChangedError(Exception):
-    """The published gallery has the images of the dataset already."""
+class NothingToPublishError(Exception):
+    """The published gallery is up to date, or only asked about."""
 
 
 def build(options: argparse.Namespace, folder: Path, previous: GalleryMetadata | None) -> None:
@@ -128,18 +136,21 @@ def build(options: argparse.Namespace, folder: Path, previous: GalleryMetadata |
     Goes on with the `previous` gallery if there is one: with its encoder, unless another is asked
     for, and with its ids. An update of it is an index and a gallery.
 
-    Raises NothingChangedError where that would be what is published already.
+    Raises NothingToPublishError where that would be what is published already.
     """
     model_repo = folder / layout.MODEL_REPO
     kept, is_update = _kept_encoder(options, previous), _is_update(options, previous)
 
     with _step("read"):
-        dataset = DATASETS[options.dataset].load(options.dataset_options)
+        dataset = DATASETS[options.dataset].load(_dataset_options(options))
         check_space(options.output_dir, _BYTES_PER_IMAGE[dataset.is_photos] * len(dataset.gallery))
+
+    if options.dry_run:
+        with closing(Gallery(layout.gallery_file(options.output_dir))) as gallery:
+            raise NothingToPublishError(dataset.preview(gallery))
 
     with _step("encoder"):
         if kept:
-            options.encoder = kept.encoder
             published = options.output_dir / layout.MODEL_REPO
             encoder_file = layout.model_file(published, contract.IMAGE_ENCODER.name)
         else:
@@ -155,16 +166,14 @@ def build(options: argparse.Namespace, folder: Path, previous: GalleryMetadata |
         metadata = GalleryMetadata(
             gallery_id=writer.metadata().get("gallery_id") or secrets.token_hex(6),
             encoder_id=hashlib.sha256(encoder_file.read_bytes()).hexdigest()[:12],
-            dataset=dataset.name,
-            class_names=dataset.class_names,
+            dataset=previous.dataset if previous and not options.images else dataset.name,
+            class_names=writer.labels(),
             encoder_height=encoder_spec.input_size[0],
             encoder_width=encoder_spec.input_size[1],
             encoder_is_grayscale=encoder_spec.is_grayscale,
             shows_objects_on_black=dataset.shows_objects_on_black,
             is_photos=dataset.is_photos,
-            encoder=options.encoder,
-            encoder_recipe=kept.encoder_recipe if kept else _encoder_recipe(options),
-            index=_index_name(options),
+            build_options=_build_options(options, kept),
             score_scale=kept.score_scale if kept else None,
             duplicate_threshold=kept.duplicate_threshold if kept else None,
         )
@@ -174,10 +183,13 @@ def build(options: argparse.Namespace, folder: Path, previous: GalleryMetadata |
             encoder, dataset.new_images(writer), lambda image: image.pixels, encoder_spec.input_size
         ):
             writer.add(_gallery_image(image), embedding, image.file)
-        dataset.finish(writer)
+        metadata = replace(metadata, class_names=dataset.finish(writer))
+        writer.set_metadata(metadata)
         writer.set_queries(map(_gallery_image, dataset.queries, count()))
-        if previous and not writer.has_changed:
-            raise NothingChangedError
+        has_changed = writer.has_changed
+    if previous and not has_changed:
+        remove_gallery(writer.path)
+        raise NothingToPublishError("Nothing has changed")
 
     gallery = Gallery(writer.path)
     ids, embeddings = gallery.embeddings()
@@ -224,19 +236,46 @@ def _previous_metadata(options: argparse.Namespace) -> GalleryMetadata | None:
     try:
         gallery = Gallery(layout.gallery_file(options.output_dir))
         with closing(gallery):
-            return gallery.metadata if gallery.folders() else None
+            return gallery.metadata if gallery.metadata.build_options.get("folders") else None
     except GalleryError:
         return None
+
+
+def _keep_options(options: argparse.Namespace, previous: GalleryMetadata | None) -> None:
+    """Give options that were left out the values of the previous gallery, or else defaults."""
+    kept = previous.build_options if previous else {}
+    if previous and not options.names_encoder and kept["encoder"] in ENCODERS:
+        options.encoder = kept["encoder"]
+    if options.labels or options.no_labels:  # one of them is about the other, too
+        options.no_labels = not options.labels
+        kept = {**kept, "labels": None}
+    for name, default in _KEPT_OPTIONS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, kept.get(name, default))
+    if not previous and (options.add or options.remove or options.dry_run):
+        raise DatasetError(
+            f"there is no gallery of your own images in {options.output_dir} yet. Build it with "
+            f"{layout.BUILD_COMMAND} --images DIR"
+        )
+
+
+def _build_options(options: argparse.Namespace, kept: GalleryMetadata | None) -> dict[str, object]:
+    """What an update goes on with, JSON."""
+    folders = [os.path.realpath(folder) for folder in options.images or ()]
+    if options.add or options.remove:
+        assert kept
+        folders = kept.build_options["folders"]
+    recipe = kept.build_options["encoder_recipe"] if kept else _encoder_recipe(options)
+    values = {name: getattr(options, name) for name in ("encoder", *_KEPT_OPTIONS)}
+    return {**values, "encoder_recipe": recipe, "folders": folders}
 
 
 def _is_update(options: argparse.Namespace, previous: GalleryMetadata | None) -> bool:
     """Whether only gallery and index of what is published change."""
     kept = _kept_encoder(options, previous)
-    return kept is not None and kept.index == _index_name(options)
-
-
-def _index_name(options: argparse.Namespace) -> str:
-    return f"{options.index}, top {options.top_k}, recall {options.recall}"
+    return kept is not None and all(
+        kept.build_options[name] == getattr(options, name) for name in ("index", "top_k", "recall")
+    )
 
 
 def _open_gallery(options: argparse.Namespace, previous: GalleryMetadata | None) -> GalleryWriter:
@@ -251,9 +290,9 @@ def _kept_encoder(
     options: argparse.Namespace, previous: GalleryMetadata | None
 ) -> GalleryMetadata | None:
     """The previous gallery, if this build uses its encoder: the same, or none was asked for."""
-    if previous is None or previous.encoder not in ENCODERS:
+    if previous is None or previous.build_options["encoder"] != options.encoder:
         return None
-    is_same = previous.encoder_recipe == _encoder_recipe(options)
+    is_same = previous.build_options["encoder_recipe"] == _encoder_recipe(options)
     return previous if is_same or not options.names_encoder else None
 
 
@@ -371,18 +410,31 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--limit", type=_positive, metavar="N", help="use only the first N images of the gallery")
     add("--epochs", type=_positive, metavar="N", help="passes over the images (default: encoder's)")
-    add("--top-k", type=_positive, default=100, metavar="K", help="neighbors served (default 100)")
+    add("--top-k", type=_positive, metavar="K", help="neighbors served (default 100)")
     add("--data-dir", type=Path, default=root / "data", metavar="DIR", help="of the dataset")
     add("--output-dir", type=Path, default=root, metavar="DIR", help="where models and gallery go")
     add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
     add("--images", type=Path, nargs="+", metavar="DIR", help="folders of your own images")
-    add("--labels", type=Path, metavar="FILE", help="CSV file of paths and labels for --images")
-    add("--no-labels", action="store_true", help="do not take names of folders as labels")
+    add("--add", type=Path, nargs="+", metavar="PATH", help="add these to your own images")
+    add("--remove", type=Path, nargs="+", metavar="PATH", help="remove these from them")
+    add("--dry-run", action="store_true", help="say what would change, and change nothing")
+    add(
+        "--labels",
+        type=os.path.abspath,
+        metavar="FILE",
+        help="CSV file of paths and labels for --images",
+    )
+    add(
+        "--no-labels",
+        action="store_true",
+        default=None,
+        help="do not take names of folders as labels",
+    )
     add("--dataset", choices=DATASETS, help="source of the images")
     add("--encoder", choices=ENCODERS, help="default: the one that suits the dataset")
-    add("--index", choices=INDEXES, default=next(iter(INDEXES)), help="kind of vector search")
+    add("--index", choices=INDEXES, help="kind of vector search")
     recall_help = "share of the 20 nearest that an approximate index must find"
-    add("--recall", type=_share, default=IndexOptions.recall, help=recall_help)
+    add("--recall", type=_share, help=recall_help)
     variant = partial(
         parser.add_mutually_exclusive_group().add_argument, action="store_const", dest="variant"
     )
@@ -393,9 +445,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--no-adapt", action="store_false", dest="adapt", help=no_adapt_help)
     add("--no-floor", action="store_true", help="publish even when the search quality is too low")
     options = parser.parse_args(arguments)
-    _choose_dataset(options, parser)
     given = (options.encoder, options.weights, options.epochs, options.seed, options.variant)
     options.names_encoder = any(given)
+    _choose_dataset(options, parser)
     options.encoder = options.encoder or DATASETS[options.dataset].default_encoder
     if options.variant:
         variant = getattr(ENCODERS[options.encoder], f"{options.variant}_variant")
@@ -412,23 +464,33 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _choose_dataset(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Set `dataset`, by default one that suits ``--images``, and `dataset_options`."""
+    """Set `dataset`, by default one that suits the other options."""
+    of_files = ("images", "add", "remove", "dry_run", "labels", "no_labels")
+    given = [name for name in of_files if getattr(options, name)]
     if options.dataset is None:
-        is_of_files = options.images is not None
+        is_of_files = bool(given)
         options.dataset = next(n for n, spec in DATASETS.items() if spec.is_of_files == is_of_files)
-    takes_files = DATASETS[options.dataset].is_of_files
-    for name in ("images", "labels", "no_labels"):
-        if getattr(options, name) and not takes_files:
-            option = name.replace("_", "-")
-            parser.error(f"--{option}: the dataset {options.dataset} is not made of files")
-    if takes_files and not options.images:
-        parser.error(f"the dataset {options.dataset} needs --images DIR")
-    options.dataset_options = DatasetOptions(
+    if DATASETS[options.dataset].is_of_files:
+        if not (options.images or options.add or options.remove):
+            parser.error("name the folders of your images with --images DIR")
+        if options.images and (options.add or options.remove):
+            parser.error("--images names all images; --add and --remove go without it")
+        if not options.images and options.names_encoder:
+            parser.error("another encoder has to see all images: name them with --images DIR")
+    elif given:
+        option = given[0].replace("_", "-")
+        parser.error(f"--{option}: the dataset {options.dataset} is not made of files")
+
+
+def _dataset_options(options: argparse.Namespace) -> DatasetOptions:
+    return DatasetOptions(
         options.data_dir,
         options.limit,
-        tuple(options.images or ()),
-        options.labels,
-        not options.no_labels,
+        folders=tuple(options.images or ()),
+        added=tuple(options.add or ()),
+        removed=tuple(options.remove or ()),
+        labels_file=Path(options.labels) if options.labels else None,
+        has_labels=not options.no_labels,
     )
 
 

@@ -23,9 +23,9 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -81,10 +81,7 @@ class GalleryMetadata:
     # "perturbed_copies" and, with labels, "same_label".
     score_scale: dict[str, list[float]] | None = None
     duplicate_threshold: float | None = None  # the least score of near-duplicates
-    # What a later build goes on with: names in the registries and a digest of further options.
-    encoder: str = ""
-    encoder_recipe: str = ""
-    index: str = ""
+    build_options: dict[str, Any] = field(default_factory=dict)  # an update keeps them
 
 
 class GalleryImage(NamedTuple):
@@ -174,6 +171,10 @@ class Gallery:
         """Those of `ids` that the gallery does not have."""
         statement = "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT id FROM images)"
         return [row[0] for row in self._query(statement, json.dumps([int(each) for each in ids]))]
+
+    def all_files(self) -> dict[bytes, GalleryFile]:
+        """All files that hold an image, by path."""
+        return {row[0]: GalleryFile(*row) for row in self._query("SELECT * FROM files")}
 
     def paths(self, image_id: int) -> list[Path]:
         """Absolute paths of the files that hold an image; none if it does not come from files."""

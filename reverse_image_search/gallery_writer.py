@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -112,6 +112,15 @@ class GalleryWriter:
         """Forget files; `remove_unused` then removes the images that no file is left of."""
         self._database.executemany("DELETE FROM files WHERE path = ?", ((each,) for each in paths))
 
+    def take_files_of(self, other: Path) -> None:
+        """Replace the files by those of another state of the same gallery."""
+        self._database.execute("ATTACH ? AS other", (str(other),))
+        for table in ("files", "removed"):
+            self._database.execute(f"DELETE FROM {table}")
+            self._database.execute(f"INSERT INTO {table} SELECT * FROM other.{table}")
+        self._database.commit()
+        self._database.execute("DETACH other")
+
     def remove_unused(self) -> None:
         """Mark images without a file as removed."""
         self._database.execute(
@@ -119,14 +128,40 @@ class GalleryWriter:
             "WHERE id NOT IN (SELECT image_id FROM files)"
         )
 
-    def describe_files(self, source_of: Callable[[bytes], str], label_of: Callable) -> None:
-        """Set source and label of each image to those of the first of its paths."""
-        rows = self._database.execute("SELECT image_id, min(path) FROM files GROUP BY image_id")
+    def describe_files(
+        self,
+        source_of: Callable[[bytes], str],
+        label_of: Callable[[bytes], str | None],
+        relabeled: Container[bytes] | None = None,
+    ) -> None:
+        """Set source and label of each image to those of the first of its paths.
+
+        With `relabeled`, images of which that path is not among these keep their label.
+        """
+        rows = self._database.execute(
+            "SELECT min(path), label, image_id FROM files JOIN images ON id = image_id "
+            "GROUP BY image_id"
+        )
         self._database.executemany(
             "UPDATE images SET source = ?1, label = ?2 "
             "WHERE id = ?3 AND (source IS NOT ?1 OR label IS NOT ?2)",
-            [(source_of(path), label_of(path), image_id) for image_id, path in rows],
+            [
+                (
+                    source_of(path),
+                    label_of(path) if relabeled is None or path in relabeled else label,
+                    image_id,
+                )
+                for path, label, image_id in rows
+            ],
         )
+
+    def labels(self) -> list[str]:
+        """The labels of all images that are not removed, in alphabetical order."""
+        rows = self._database.execute(
+            "SELECT DISTINCT label FROM images "
+            "WHERE label IS NOT NULL AND id NOT IN (SELECT id FROM removed) ORDER BY label"
+        )
+        return [row[0] for row in rows]
 
     def set_queries(self, queries: Iterable[GalleryImage]) -> None:
         """Replace the example queries, each under its own id."""
@@ -159,13 +194,18 @@ class GalleryWriter:
 def continue_gallery(path: Path, published: Path | None) -> GalleryWriter:
     """Open the gallery that an interrupted build left at `path`, or else a copy of `published`.
 
-    What was left is discarded if it belongs to another gallery than the published one.
+    Of what was left beside a published gallery, embedded images stay, known by their content; its
+    files do not, for another command may follow than the one that was interrupted. All is discarded
+    if it belongs to another gallery.
     """
     gallery_id = Gallery(published).gallery_id if published else None
     if path.exists():
         with suppress(sqlite3.DatabaseError):
             writer = GalleryWriter(path, is_resumed=True)
-            if gallery_id in (None, writer.metadata().get("gallery_id")):
+            if published is None:
+                return writer
+            if gallery_id == writer.metadata().get("gallery_id"):
+                writer.take_files_of(published)
                 return writer
             writer.__exit__()
         remove_gallery(path)

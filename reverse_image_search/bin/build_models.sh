@@ -9,6 +9,9 @@
 # embeds only what is new, and images keep their ids.
 #
 #   --images DIR...   folders of your own images, with their sub-folders; hidden files are left out
+#   --add PATH...     add files and folders to a gallery of your own images
+#   --remove PATH...  remove files and folders from it
+#   --dry-run         say what --images, --add or --remove would do
 #   --labels FILE     CSV file of path,label lines; the default label is the name of the folder
 #   --no-labels       no labels
 #   --limit N         train on and index only the first N images
@@ -46,14 +49,16 @@ docker_build_models() {
   local -a options=(--output-dir="$OUTPUT_DIR") run=(run --rm --name "$BUILD_CONTAINER" --workdir "$REPO_ROOT")
   while (($#)); do
     option="${1%%=*}" value="${1#*=}"
-    if [[ $option == --images ]]; then
+    if [[ $option == --@(images|add|remove) ]]; then
       options+=("$option")
       [[ $1 == *=* ]] || { value="${2-}" && shift; }
       while true; do
         value="$(realpath --canonicalize-missing -- "$value")"
-        [[ -e $value ]] || die "there is no folder $value"
         options+=("$value")
-        read_only["$value"]=1
+        if [[ $option != --remove ]]; then
+          [[ -e $value ]] || die "there is no folder $value"
+          read_only["$value"]=1
+        fi
         [[ ${2--} != -* ]] || break
         value="$2" && shift
       done

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from reverse_image_search.first_frame import ImageFileError
+from reverse_image_search.gallery import Gallery
 from reverse_image_search.gallery_writer import GalleryWriter
 from reverse_image_search.image_reader import ReadFile
 
@@ -64,8 +65,13 @@ class Dataset:
         """Images that are not in the gallery yet."""
         return iter(self.gallery)
 
-    def finish(self, gallery: GalleryWriter) -> None:
-        """Complete the gallery when `new_images` are in it."""
+    def finish(self, _gallery: GalleryWriter) -> list[str]:
+        """Complete the gallery when `new_images` are in it; returns the names of its classes."""
+        return self.class_names
+
+    def preview(self, _gallery: Gallery) -> str:
+        """What a build would do with a gallery, in words."""
+        return f"{len(self.gallery):,} images to embed"
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,9 @@ class DatasetOptions:
 
     data_dir: Path = Path("data")  # where the dataset is, or is downloaded to
     limit: int | None = None  # use the first `limit` images
-    folders: tuple[Path, ...] = ()  # of one's own images
+    folders: tuple[Path, ...] = ()  # of one's own images: all that the gallery shall have
+    added: tuple[Path, ...] = ()  # or files and folders to add to what it has ...
+    removed: tuple[Path, ...] = ()  # ... and to remove
     labels_file: Path | None = None  # CSV file of paths and labels
     has_labels: bool = True  # whether names of folders are labels
 

@@ -23,7 +23,7 @@ from reverse_image_search.datasets.dataset import (
     LabeledImage,
 )
 from reverse_image_search.first_frame import ImageFileError, recognize
-from reverse_image_search.gallery import GalleryFile, display_path
+from reverse_image_search.gallery import Gallery, GalleryFile, display_path
 from reverse_image_search.gallery_writer import GalleryWriter
 from reverse_image_search.image_reader import ImageReader, ReadFile
 
@@ -58,6 +58,10 @@ class ImageFolder(Dataset):
     found: Found = field(default_factory=Found)
     before: dict[bytes, GalleryFile] = field(default_factory=dict)  # what the gallery had, by path
     label_of: Callable[[bytes], str | None] = lambda _: None
+    has_labels: bool = True
+    # Whether other files of the gallery stay, but for those at or below `removed`.
+    keeps_others: bool = False
+    removed: tuple[bytes, ...] = ()
 
     def new_images(self, gallery: GalleryWriter) -> Iterator[LabeledImage]:
         """Read files that are new or changed, several at a time, and forget those that are gone.
@@ -65,10 +69,8 @@ class ImageFolder(Dataset):
         Yields images of unknown content; further paths of a known one are noted in the gallery.
         """
         self.before.update(gallery.files())
-        unlisted = tuple(os.path.join(path, b"") for path in self.found.unreadable)
-        gone = self.before.keys() - {file.path for file in self.found.files}
-        gallery.remove_files(path for path in gone if not path.startswith(unlisted))
-        paths = [file.path for file in self.found.files if not self._is_unchanged(file)]
+        gallery.remove_files(self._gone(self.before))
+        paths = [file.path for file in self._unread(self.before)]
         bar = tqdm(total=len(paths), unit=" images", smoothing=0.05, disable=not paths)
         with ImageReader() as reader, bar:
             for file in reader.read_all(paths, gallery.knows):
@@ -81,17 +83,24 @@ class ImageFolder(Dataset):
                     yield self._image(file)
                 bar.update()
 
-    def finish(self, gallery: GalleryWriter) -> None:
+    def finish(self, gallery: GalleryWriter) -> list[str]:
         """Remove images that no file is left of, name and label the others, and say what changed.
 
         Raises a DatasetError if no image is left.
         """
         gallery.remove_unused()
-        gallery.describe_files(display_path, self.label_of)
         files = gallery.files()
+        label_of, relabeled = self.label_of, None
+        if self.keeps_others:
+            relabeled = files.keys() - self.before.keys()
+            if self.has_labels and gallery.labels():
+                folders = gallery.metadata()["build_options"]["folders"]
+                label_of = label_by_folder(list(files), [os.fsencode(each) for each in folders])
+        gallery.describe_files(display_path, label_of, relabeled)
         self._list_unreadable()
         if not files:
-            raise DatasetError(f"no image in {self.name} can be read")
+            unreadable = f"no image in {self.name} can be read"
+            raise DatasetError(unreadable if self.found.files else "no image would be left")
         images = len({file.image_id for file in files.values()})
         print(
             f"{images:,} images, {len(files) - images:,} exact copies, "
@@ -99,14 +108,38 @@ class ImageFolder(Dataset):
         )
         if self.before:
             print(_changes(self.before, files))
+        return gallery.labels()
+
+    def preview(self, gallery: Gallery) -> str:
+        """What a build would do, by paths, sizes, and times alone."""
+        known = gallery.all_files()
+        unread = self._unread(known)
+        new = sum(file.path not in known for file in unread)
+        return (
+            f"{new:,} new files to read, {len(unread) - new:,} changed ones, "
+            f"{len(self._gone(known)):,} to forget (files that were renamed count as both)"
+        )
+
+    def _gone(self, known: dict[bytes, GalleryFile]) -> list[bytes]:
+        """Paths that the gallery is to forget."""
+        if self.keeps_others:
+            tops = tuple(os.path.join(path, b"") for path in self.removed)
+            return [path for path in known if os.path.join(path, b"").startswith(tops)]
+        found = {file.path for file in self.found.files}
+        unlisted = tuple(os.path.join(path, b"") for path in self.found.unreadable)
+        return [path for path in known if path not in found and not path.startswith(unlisted)]
+
+    def _unread(self, known: dict[bytes, GalleryFile]) -> list[FoundFile]:
+        """Files that are new to the gallery, or have another size or time."""
+        return [
+            file
+            for file in self.found.files
+            if file.path not in known or file[1:] != known[file.path][2:]
+        ]
 
     def fingerprint(self) -> bytes:
         """Digest of the files' paths, sizes, and times."""
         return hashlib.sha256(repr(self.found.files).encode()).digest()
-
-    def _is_unchanged(self, file: FoundFile) -> bool:
-        known = self.before.get(file.path)
-        return known is not None and (known.size, known.modified_ns) == file[1:]
 
     def _list_unreadable(self) -> None:
         reasons = self.found.unreadable
@@ -165,25 +198,25 @@ def load_image_folder(options: DatasetOptions) -> ImageFolder:
     ------
     DatasetError : a folder is missing, or there is no image in any
     """
-    if not options.folders:
-        raise DatasetError("--images needs a folder")
-    folders = [os.fsencode(os.path.realpath(folder)) for folder in options.folders]
+    keeps_others = bool(options.added or options.removed)
+    named = options.added if keeps_others else options.folders
+    folders = [os.fsencode(os.path.realpath(folder)) for folder in named]
+    names = ", ".join(map(display_path, folders))
     found = find_images(folders)
     found.files = found.files[: options.limit]
-    names = ", ".join(map(display_path, folders))
-    for path, reason in found.unreadable.items():
-        if path in folders:
-            raise DatasetError(f"{display_path(path)}: {reason}")
-    if not found.files:
+    for path in folders:
+        if path in found.unreadable:
+            raise DatasetError(f"{display_path(path)}: {found.unreadable[path]}")
+    if named and not found.files:
         further = len(found.unreadable) + found.other_count
         raise DatasetError(f"there is no image in {names} ({further:,} other files)")
+    label_of: Callable[[bytes], str | None] = lambda _: None  # noqa: E731
     if options.labels_file:
-        labels = read_labels(options.labels_file, folders)
-        label_of: Callable[[bytes], str | None] = labels.get
-    elif options.has_labels:
+        label_of = read_labels(options.labels_file, folders).get
+        if not keeps_others and not any(label_of(file.path) for file in found.files):
+            raise DatasetError(f"no path in {options.labels_file} is that of an image in {names}")
+    elif options.has_labels and not keeps_others:
         label_of = label_by_folder([file.path for file in found.files], folders)
-    else:
-        label_of = lambda _: None  # noqa: E731
     labels_found = {label_of(file.path) for file in found.files} - {None}
     return ImageFolder(
         name=names,
@@ -194,6 +227,9 @@ def load_image_folder(options: DatasetOptions) -> ImageFolder:
         is_of_files=True,
         found=found,
         label_of=label_of,
+        has_labels=options.has_labels and not options.labels_file,
+        keeps_others=keeps_others,
+        removed=tuple(os.fsencode(os.path.realpath(path)) for path in options.removed),
     )
 
 
@@ -251,11 +287,13 @@ def label_by_folder(
             top = next((top for top in tops if path.startswith(top)), None)
             return display_path(os.path.basename(top[:-1])) if top else None
     else:
-        shared = os.path.join(os.path.commonpath([os.path.dirname(path) for path in paths]), b"")
+        top = os.path.join(folders[0], b"")
+        inside = [os.path.dirname(path) for path in paths if path.startswith(top)] or [top]
+        shared = os.path.join(os.path.commonpath(inside), b"")
 
         def label_of(path: bytes) -> str | None:
             first, slash, _ = path.removeprefix(shared).partition(b"/")
-            return display_path(first) if slash else None
+            return display_path(first) if slash and path.startswith(shared) else None
 
     several = len({label_of(path) for path in paths} - {None}) > 1
     return label_of if several else lambda _: None

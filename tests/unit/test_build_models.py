@@ -38,6 +38,10 @@ NAMES = ["dark", "light"]
         (["--quality", "--encoder", "resnet18"], "resnet18 has no such variant"),
         (["--quick", "--quality"], "--quality: not allowed with argument --quick"),
         (["--weights", "file.pth"], "--weights needs a pretrained encoder"),
+        (["--dataset", "image_folder"], "name the folders of your images with --images DIR"),
+        (["--dataset", "fashion_mnist", "--images", "."], "is not made of files"),
+        (["--images", ".", "--add", "."], "--add and --remove go without it"),
+        (["--add", ".", "--encoder", "resnet18"], "another encoder has to see all images"),
     ],
 )
 def test_wrong_options_are_refused(arguments, message, capsys, tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ import pytest
 from PIL import Image
 
 from reverse_image_search.datasets import DatasetError, DatasetOptions, LabeledImage
-from reverse_image_search.datasets.image_folder import find_images, load_image_folder
+from reverse_image_search.datasets.image_folder import (
+    ImageFolder,
+    find_images,
+    load_image_folder,
+)
 from reverse_image_search.gallery import Gallery, GalleryImage, GalleryMetadata
 from reverse_image_search.gallery_writer import (
     GalleryWriter,
@@ -41,7 +46,7 @@ def write_image(path: Path, shade: int = 100, **options) -> Path:
     return path
 
 
-def load(*folders: Path, **options):
+def load(*folders: Path, **options) -> ImageFolder:
     return load_image_folder(DatasetOptions(folders=folders, **options))
 
 
@@ -49,7 +54,10 @@ def sync(work: Path, *folders: Path, **options):
     """Bring the gallery at `work` up to date, as a build does; the mean shade is the embedding."""
     dataset = load(*folders, **options)
     with GalleryWriter(work) as writer:
-        writer.set_metadata(METADATA)
+        folders = [str(folder) for folder in folders] or writer.metadata()["build_options"][
+            "folders"
+        ]
+        writer.set_metadata(replace(METADATA, build_options={"folders": folders}))
         read = []
         for image in dataset.new_images(writer):
             read.append(os.path.basename(image.file.path))
@@ -297,6 +305,55 @@ def test_a_second_run_reads_only_what_is_new_and_keeps_ids(folder, tmp_path, cap
     sync(work, folder)
     assert "0 added, 0 changed, 1 removed" in capsys.readouterr().out
     assert before["2.png"] not in ids_by_name(work).values()
+
+
+def test_files_are_added_and_removed_by_name(folder, tmp_path, capsys):
+    work = tmp_path / "work.sqlite"
+    sync(work, folder)
+    before = ids_by_name(work)
+    elsewhere = write_image(tmp_path / "elsewhere" / "5.png", 50)
+    write_image(folder / "bags" / "6.png", 60)
+    write_image(folder / "bags" / "passed_over.png", 70)
+
+    sync(work, added=(elsewhere, folder / "bags" / "6.png"))
+    assert "2 added, 0 changed, 0 removed, 0 moved, 3 unchanged" in capsys.readouterr().out
+    after = ids_by_name(work)
+    assert after.items() >= before.items()
+    assert after.keys() - before.keys() == {"5.png", "6.png"}
+    labels = dict(zip(Gallery(work).ids().tolist(), Gallery(work).labels(), strict=True))
+    assert (labels[after["6.png"]], labels[after["5.png"]]) == ("bags", None)
+
+    _, read = sync(work, removed=(folder / "bags", elsewhere))
+    assert read == []
+    assert ids_by_name(work) == {"1.png": before["1.png"]}
+
+
+def test_what_an_interrupted_update_removed_is_there_for_another_command(folder, tmp_path):
+    work, published = tmp_path / "work.sqlite", tmp_path / "published.sqlite"
+    sync(work, folder)
+    publish_gallery(work, published, kept_versions=2)
+    write_image(folder / "bags" / "4.png", 44)
+    sync(work, removed=(folder / "bags",))  # and is killed before it is published
+    sync(work, added=(folder / "bags" / "4.png",))
+
+    continue_gallery(work, published).__exit__()
+    assert ids_by_name(work).keys() == {"1.png", "2.png", "3.png"}
+    _, read = sync(work, folder)
+    assert read == []  # 4.png is known by its content
+    assert ids_by_name(work).keys() == {"1.png", "2.png", "3.png", "4.png"}
+
+
+def test_what_a_build_would_do_is_said_without_reading(folder, tmp_path):
+    work = tmp_path / "work.sqlite"
+    sync(work, folder)
+    write_image(folder / "bags" / "4.png", 44)
+    (folder / "bags" / "2.png").write_text("of another size")
+    (folder / "boots" / "1.png").unlink()
+
+    said = load(folder).preview(Gallery(work))
+
+    assert said.startswith("1 new files to read, 1 changed ones, 1 to forget")
+    assert load(removed=(folder,)).preview(Gallery(work)).startswith("0 new files to read, 0")
 
 
 def test_a_removed_image_stays_known_until_no_served_index_has_it(folder, tmp_path):

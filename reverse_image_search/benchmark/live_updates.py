@@ -318,18 +318,20 @@ def run_updates(build: UpdatedBuild, url: str, updates: int, clients: int) -> Re
     """
     client = Client(url, timeout=30)
     publish, take_over, memory = [], [], []
-    with Load(build, url, clients, like_the_page=False) as load:
+    with (
+        contextlib.suppress(KeyboardInterrupt),  # reports on what was done
+        Load(build, url, clients, like_the_page=False) as load,
+    ):
         for number in range(updates):
             add, remove = ((_CHANGED, 0), (0, _CHANGED), (_CHANGED, _CHANGED))[number % 3]
             images = dict(build.images)
             start = time.monotonic()
             added, removed = build.update(add, remove)
-            publish.append(time.monotonic() - start)
+            published = time.monotonic()
             seconds = wait_until_served(build.output_dir, url)
             if seconds is None:
                 raise RuntimeError(f"no server of this build runs at {url}")
             build.took_effect()
-            take_over.append(seconds)
             images |= build.images
             for each in added + removed:
                 (ids,), (scores,) = client.search([images[each]])
@@ -337,6 +339,8 @@ def run_updates(build: UpdatedBuild, url: str, updates: int, clients: int) -> Re
                     load.problems["added, but not found first"] += 1
                 if each in removed and each in ids:
                     load.problems["removed, but found"] += 1
+            publish.append(published - start)
+            take_over.append(seconds)
             memory.append(_server_memory(url))
     if load.refused:
         load.problems["refused"] = load.refused

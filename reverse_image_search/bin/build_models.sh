@@ -20,8 +20,8 @@
 #   --quality         average three encoders: three times the training, better search
 #   --dataset NAME    source of the images (default fashion_mnist)
 #   --encoder NAME    fashion (trained here) or a pretrained one: efficientnet_lite0, resnet18,
-#                     resnet50, efficientnet_b0, convnext_tiny, vit_b_16; the default suits the
-#                     dataset
+#                     resnet50, efficientnet_b0, convnext_tiny, vit_b_16, dinov2_small, dinov2_base,
+#                     siglip2_base; the default suits the dataset
 #   --index NAME      kind of vector search (default exact)
 #   --weights FILE    weights of a pretrained encoder, instead of their download
 #   --no-adapt        leave the embeddings of a pretrained encoder as they are, instead of learning from

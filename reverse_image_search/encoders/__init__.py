@@ -7,6 +7,7 @@ from reverse_image_search.encoders.averaged import train_averaged_encoder
 from reverse_image_search.encoders.efficientnet_lite import SIDE, load_efficientnet_lite0
 from reverse_image_search.encoders.fashion import IMAGE_SIZE, train_fashion_encoder
 from reverse_image_search.encoders.spec import EncoderError, EncoderSpec, TrainingOptions
+from reverse_image_search.encoders.timm_models import timm_encoder
 from reverse_image_search.encoders.torchvision_models import torchvision_encoder
 
 _FASHION = EncoderSpec(
@@ -44,6 +45,9 @@ ENCODERS = {
     "convnext_tiny": torchvision_encoder("convnext_tiny", "IMAGENET1K_V1"),
     # SWAG (Singh et al. 2022): trained on hashtags. Its license forbids commercial use.
     "vit_b_16": torchvision_encoder("vit_b_16", "IMAGENET1K_SWAG_LINEAR_V1", "CC-BY-NC-4.0"),
+    "dinov2_small": timm_encoder("dinov2_small", "vit_small_patch14_dinov2.lvd142m"),
+    "dinov2_base": timm_encoder("dinov2_base", "vit_base_patch14_dinov2.lvd142m"),
+    "siglip2_base": timm_encoder("siglip2_base", "vit_base_patch16_siglip_224.v2_webli"),
 }
 
 __all__ = ["ENCODERS", "EncoderError", "EncoderSpec", "TrainingOptions"]

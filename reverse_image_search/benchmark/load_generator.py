@@ -20,10 +20,13 @@ from PIL import Image
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from reverse_image_search import contract
+from reverse_image_search.evaluation.build_score import draw_originals
+from reverse_image_search.evaluation.originals import Originals
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import gallery_file
 
 _PREPARED_QUERIES = 256  # different images in turn
+_MOST_PHOTOS = 64  # of 2 MB each as a tensor
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -82,15 +85,21 @@ SCENARIOS = {
 
 
 def query_tensors(output_dir: Path, count: int) -> np.ndarray:
-    """A build's first `count` example queries, or gallery images, in the size of the first one:
-    (n, 3, height, width) float32 RGB, 0 to 1.
+    """`count` images to search for, in the size of the first one: (n, 3, height, width) float32
+    RGB, 0 to 1. They are a build's example queries, or images of its gallery; at most
+    `_MOST_PHOTOS` of photos.
     """
     gallery = Gallery(gallery_file(output_dir))
-    images = gallery.queries(gallery.query_ids()[:count])
-    images = images or gallery.images(gallery.ids()[:count])
-    size = Image.fromarray(images[0].pixels).size
-    pixels = [Image.fromarray(image.pixels).convert("RGB").resize(size) for image in images]
-    return np.stack([np.asarray(image).transpose(2, 0, 1) / np.float32(255) for image in pixels])
+    count = min(count, _MOST_PHOTOS) if gallery.metadata.is_photos else count
+    if gallery.query_count:
+        images = [query.pixels for query in gallery.queries(gallery.query_ids()[:count])]
+    else:
+        originals = Originals(gallery)
+        images = [originals[row] for row in draw_originals(len(gallery), count)]
+    size = Image.fromarray(images[0]).size
+    pixels = [Image.fromarray(image).convert("RGB").resize(size) for image in images]
+    tensors = [np.asarray(image).transpose(2, 0, 1) / np.float32(255) for image in pixels]
+    return np.stack([tensors[i % len(tensors)] for i in range(count)])
 
 
 def generate_load(

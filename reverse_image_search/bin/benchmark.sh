@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Usage: benchmark.sh [--start] [--compare] [options]
 #
-# Measures the running server: latency and queries per second for 1 to 64 clients, compared with the
-# same two models in process. To measure the search in one call too, start the server with
-# --ensemble.
+# Measures the running server, with images that suit its gallery: latency and queries per second for
+# 1 to 64 clients, compared with the same two models in process. To measure the search in one call
+# too, start the server with --ensemble.
 #
 #   --start         start a server for the measurement, and measure its first request
 #   --url URL       address of the running server (default: TRITON_URL, or this machine's)

@@ -87,7 +87,7 @@ SCENARIOS = {
 def query_tensors(output_dir: Path, count: int) -> np.ndarray:
     """`count` images to search for, in the size of the first one: (n, 3, height, width) float32
     RGB, 0 to 1. They are a build's example queries, or images of its gallery; at most
-    `_MOST_PHOTOS` of photos.
+    `_MOST_PHOTOS` of photos. Few images are repeated, so that there is a whole batch.
     """
     gallery = Gallery(gallery_file(output_dir))
     count = min(count, _MOST_PHOTOS) if gallery.metadata.is_photos else count

@@ -50,7 +50,7 @@ def test_requests_differ_from_image_to_image(name):
 
 @pytest.mark.parametrize("has_queries", [True, False])
 def test_searches_with_the_queries_or_else_with_the_gallery(tmp_path, has_queries):
-    """All in the size of the first, grayscale as RGB."""
+    """All in the size of the first, grayscale as RGB, and again from the first if they are few."""
     gray, rgb = np.full((4, 6), 51, np.uint8), np.full((8, 12, 3), (255, 0, 51), np.uint8)
     images = [
         GalleryImage(i, str(i), None, 6, 4, b"", make_thumbnail(pixels))
@@ -62,7 +62,8 @@ def test_searches_with_the_queries_or_else_with_the_gallery(tmp_path, has_querie
 
     tensors = query_tensors(tmp_path, 5)
 
-    assert tensors.shape == (2, 3, 4, 6)
+    assert tensors.shape == (5, 3, 4, 6)
+    assert np.array_equal(tensors[2:4], tensors[:2])
     assert tensors.dtype == np.float32
     assert tensors[0] == pytest.approx(0.2)
     assert tensors[1].mean(axis=(1, 2)) == pytest.approx([1, 0, 0.2])

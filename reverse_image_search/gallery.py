@@ -121,6 +121,7 @@ class Gallery:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._folders: dict[str, int] | None = None  # the page asks for them at each click
         if not path.is_file():
             raise GalleryError(f"There is no gallery at {path}. Build it with {BUILD_COMMAND}")
         try:
@@ -219,8 +220,11 @@ class Gallery:
 
     def folders(self) -> dict[str, int]:
         """Number of files by folder, in alphabetical order; the folders' names are for display."""
-        counts = Counter(os.path.dirname(path) for (path,) in self._query("SELECT path FROM files"))
-        return {display_path(folder): counts[folder] for folder in sorted(counts)}
+        if self._folders is None:
+            rows = self._query("SELECT path FROM files")
+            counts = Counter(os.path.dirname(path) for (path,) in rows)
+            self._folders = {display_path(folder): counts[folder] for folder in sorted(counts)}
+        return self._folders
 
     def embeddings(self) -> tuple[np.ndarray, np.ndarray]:
         """Ids (N,) int64, ascending, and their embeddings (N, D) float32."""

@@ -446,6 +446,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--no-floor", action="store_true", help="publish even when the search quality is too low")
     options = parser.parse_args(arguments)
     given = (options.encoder, options.weights, options.epochs, options.seed, options.variant)
+    given = (*given, not options.adapt)
     options.names_encoder = any(given)
     _choose_dataset(options, parser)
     options.encoder = options.encoder or DATASETS[options.dataset].default_encoder

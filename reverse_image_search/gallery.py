@@ -335,5 +335,5 @@ def make_thumbnail(pixels: np.ndarray, longest_side: int = 256) -> bytes:
         image.save(file, "PNG", compress_level=1)
     else:
         image.thumbnail((longest_side, longest_side))
-        image.save(file, "WEBP", quality=85)
+        image.save(file, "WEBP", quality=85, method=2)  # half the time of the default, 4
     return file.getvalue()

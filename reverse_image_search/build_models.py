@@ -445,9 +445,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--no-adapt", action="store_false", dest="adapt", help=no_adapt_help)
     add("--no-floor", action="store_true", help="publish even when the search quality is too low")
     options = parser.parse_args(arguments)
-    given = (options.encoder, options.weights, options.epochs, options.seed, options.variant)
-    given = (*given, not options.adapt)
-    options.names_encoder = any(given)
+    kept_by_updates = ("encoder", "weights", "epochs", "seed", "variant")
+    options.names_encoder = not options.adapt or any(getattr(options, k) for k in kept_by_updates)
     _choose_dataset(options, parser)
     options.encoder = options.encoder or DATASETS[options.dataset].default_encoder
     if options.variant:

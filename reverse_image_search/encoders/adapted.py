@@ -78,12 +78,15 @@ def adapt(
     Held-out images choose: the head stays as it is unless another is at least as good on both
     halves of the search quality.
     """
+    if len(dataset.gallery) < FEWEST_IMAGES:
+        print(f"The encoder is not adapted: that takes {FEWEST_IMAGES} images.", flush=True)
+        return encoder
     raw_head = encoder.head
     encoder.head = nn.Identity()
     features = extract_features(encoder, dataset, input_size, seed)
     encoder.head = raw_head
-    if len(features.originals) < FEWEST_IMAGES or not features.is_held_out.any():
-        print(f"not adapted: that takes {FEWEST_IMAGES} images", flush=True)
+    if len(features.originals) < FEWEST_IMAGES / 2 or not features.is_held_out.any():
+        print("The encoder is not adapted: few of the images can be read.", flush=True)
         return encoder
     raw = best = score_head(raw_head, features)
     for head in learn_heads(features):
@@ -94,7 +97,7 @@ def adapt(
     figures = f"same item R@1 {raw.same_item:.3f} -> {best.same_item:.3f}"
     if features.labels is not None:
         figures += f", same kind P@1 {raw.same_kind:.3f} -> {best.same_kind:.3f}"
-    print(f"adapted to the images; on held-out ones: {figures}", flush=True)
+    print(f"The encoder is adapted to the images. On held-out ones: {figures}.", flush=True)
     return encoder
 
 

@@ -85,7 +85,7 @@ def test_it_finds_more_copies_and_more_of_the_same_kind(tmp_path, capsys):
     copies = np.stack([recolored(pixels, generator) for pixels in originals])
     raw_recall, recall = (recall_at_1(model, originals, copies) for model in (raw, encoder))
     assert recall > max(0.95, raw_recall + 0.2)
-    assert "on held-out ones: same item R@1" in capsys.readouterr().out
+    assert "On held-out ones: same item R@1" in capsys.readouterr().out
 
     # It exports, and batches do not matter.
     write_model_files({"model.pt": encoder}, tmp_path / "1", input_ndim=4)

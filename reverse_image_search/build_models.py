@@ -210,7 +210,13 @@ def build(options: argparse.Namespace, folder: Path, previous: GalleryMetadata |
             embed = partial(embed_images, encoder, input_size=encoder_spec.input_size)
             originals, labels = Originals(gallery), gallery.labels()
             score = score_build(
-                embed, originals, embeddings, labels, dataset.queries, dataset.is_photos
+                embed,
+                originals,
+                embeddings,
+                labels,
+                dataset.queries,
+                dataset.is_photos,
+                gallery.sources(),
             )
             if options.gated:
                 check_quality(score, encoder_spec.quality_gate)

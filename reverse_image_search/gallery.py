@@ -213,6 +213,11 @@ class Gallery:
         statement = f"SELECT label FROM images WHERE {_NOT_REMOVED} ORDER BY id"
         return [row[0] for row in self._query(statement)]
 
+    def sources(self) -> list[str]:
+        """Sources of all images, in the order of `ids`."""
+        statement = f"SELECT source FROM images WHERE {_NOT_REMOVED} ORDER BY id"
+        return [row[0] for row in self._query(statement)]
+
     def label_counts(self) -> dict[str, int]:
         """Number of images by label, in alphabetical order."""
         where = f"label IS NOT NULL AND {_NOT_REMOVED}"

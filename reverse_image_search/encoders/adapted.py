@@ -18,7 +18,6 @@ from reverse_image_search.training import adaptation
 from reverse_image_search.training.augmentation import photo_view
 
 SAMPLED_IMAGES = 4_000  # at most; each takes two or three passes through the network
-FEWEST_IMAGES = 200  # with less there is too little to learn from, and to choose by
 CLASS_WEIGHT = 0.5  # see `join_parts`; more finds more of the same kind, and fewer copies
 
 
@@ -78,14 +77,16 @@ def adapt(
     Held-out images choose: the head stays as it is unless another is at least as good on both
     halves of the search quality.
     """
-    if len(dataset.gallery) < FEWEST_IMAGES:
-        print(f"The encoder is not adapted: that takes {FEWEST_IMAGES} images.", flush=True)
+    if len(dataset.gallery) < adaptation.FEWEST_IMAGES:
+        print(
+            f"The encoder is not adapted: that takes {adaptation.FEWEST_IMAGES} images.", flush=True
+        )
         return encoder
     raw_head = encoder.head
     encoder.head = nn.Identity()
     features = extract_features(encoder, dataset, input_size, seed)
     encoder.head = raw_head
-    if len(features.originals) < FEWEST_IMAGES / 2 or not features.is_held_out.any():
+    if len(features.originals) < adaptation.FEWEST_IMAGES / 2 or not features.is_held_out.any():
         print("The encoder is not adapted: few of the images can be read.", flush=True)
         return encoder
     raw = best = score_head(raw_head, features)

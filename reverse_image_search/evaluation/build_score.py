@@ -9,6 +9,7 @@ from reverse_image_search.evaluation import metrics
 from reverse_image_search.evaluation.copies import ALL
 from reverse_image_search.evaluation.photo_copies import kinds_of_copies
 from reverse_image_search.layout import BUILD_COMMAND
+from reverse_image_search.training.adaptation import FEWEST_IMAGES, is_held_out
 
 # Enough to notice a failed training; evaluate.sh takes more.
 _QUERIES, _COPIES, _COPIES_OF_PHOTOS = 2000, 1000, 300
@@ -25,15 +26,16 @@ def score_build(
     labels: Sequence[str | None],
     queries: Sequence[LabeledImage],
     is_photos: bool,
+    sources: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
     """Score an encoder on perturbed copies of gallery images, and on queries, drawn at random.
 
-    Without queries, labeled images of the gallery are, each left out of its own results.
+    Without queries, images of the gallery are (`draw_own_queries`), each left out of its results.
 
     Parameters
     ----------
     embed : n images, (height, width[, 3]) uint8 -> (n, D) float32 embeddings of unit length
-    images, labels : N, of the gallery; a few hundred images are read
+    images, labels, sources : N, of the gallery; a few hundred images are read
     embeddings : (N, D) float32, what `embed` gives for `images`
 
     Returns
@@ -52,8 +54,7 @@ def score_build(
         query_labels = np.array([numbers.get(query.label, -2) for query in drawn])
         query_embeddings, own_rows = embed([query.pixels for query in drawn]), None
     else:
-        labeled = np.flatnonzero(gallery_labels >= 0)
-        own_rows = labeled[draw_originals(len(labeled), _QUERIES)]
+        own_rows = draw_own_queries(gallery_labels, sources, _QUERIES)
         query_labels, query_embeddings = gallery_labels[own_rows], embeddings[own_rows]
     if len(query_labels) and (gallery_labels >= 0).any():
         scores |= metrics.score_category_level(
@@ -66,6 +67,18 @@ def draw_originals(gallery_size: int, count: int, seed: int = 0) -> np.ndarray:
     """Positions (count,) int64, rising, of gallery images to copy; all of a smaller gallery."""
     generator = np.random.default_rng(seed)
     return np.sort(generator.permutation(gallery_size)[:count])
+
+
+def draw_own_queries(labels: np.ndarray, sources: Sequence[str], count: int) -> np.ndarray:
+    """Rows, rising, of labeled images of the gallery (label at least 0) to search it with.
+
+    Of a gallery that an encoder may have been adapted to, only images that had no part in that.
+    """
+    may_query = labels >= 0
+    if len(sources) >= FEWEST_IMAGES:
+        may_query &= [is_held_out(source) for source in sources]
+    rows = np.flatnonzero(may_query)
+    return rows[draw_originals(len(rows), count)]
 
 
 def check_quality(scores: Mapping[str, np.ndarray], gate: Mapping[str, float]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reverse_image_search.evaluation.build_score import draw_originals
+from reverse_image_search.evaluation.build_score import draw_originals, draw_own_queries
 from reverse_image_search.evaluation.originals import Originals
 from reverse_image_search.gallery import Gallery
 
@@ -31,9 +31,8 @@ class Examples:
         self.own_rows: np.ndarray | None = None
         self.query_ids = gallery.query_ids()[:query_count] if self.class_names else self.ids[:0]
         if self.class_names and not gallery.query_count:
-            labeled = np.flatnonzero(self.labels >= 0)
-            drawn = draw_originals(len(labeled), query_count or _QUERIES_OF_GALLERY)
-            self.own_rows = labeled[drawn]
+            count = query_count or _QUERIES_OF_GALLERY
+            self.own_rows = draw_own_queries(self.labels, gallery.sources(), count)
             self.query_ids = self.ids[self.own_rows]
         queries = gallery.queries if self.own_rows is None else gallery.images
         self.query_labels = self._label_numbers([query.label for query in queries(self.query_ids)])

@@ -14,6 +14,7 @@ LABELED_RIDGE = 1.0  # instead of RIDGE, where classes count as well
 LOGIT_SCALE = 10.0  # of the unit-length embedding, for the classifier
 CLASSIFIER_DECAY = 2e-4
 LABEL_SMOOTHING = 0.1
+FEWEST_IMAGES = 200  # with less there is too little to learn from, and to choose by
 HELD_OUT = 5  # one image of so many takes no part in training
 
 

@@ -8,8 +8,10 @@ from reverse_image_search.evaluation.build_score import (
     QualityError,
     check_quality,
     draw_originals,
+    draw_own_queries,
     score_build,
 )
+from reverse_image_search.training.adaptation import is_held_out
 
 GATE = {"precision_at_1": 0.90, "recall_at_1": 0.85}
 GOOD = {"precision_at_1": 0.93, "precision_at_20": 0.92, "map": 0.92, "recall_at_1": 0.94}
@@ -75,3 +77,13 @@ def test_images_without_labels_are_scored_by_their_copies_alone(is_photos: bool)
 
     assert set(score) == {"recall_at_1", "recall_at_20"}
     assert len(score["recall_at_1"]) == 30
+
+
+def test_queries_of_a_gallery_had_no_part_in_adapting_its_encoder():
+    sources, labels = [f"photo {i}" for i in range(1000)], np.zeros(1000, int)
+    labels[::2] = -1  # no label
+    rows = draw_own_queries(labels, sources, count=2000)
+    assert 60 < len(rows) < 140  # a fifth of the labeled half
+    assert all(is_held_out(sources[row]) and labels[row] == 0 for row in rows)
+    # A small gallery is not adapted to.
+    assert draw_own_queries(labels[:100], sources[:100], count=2000).tolist() == [*range(1, 100, 2)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pexpect
 from pexpect.replwrap import REPLWrapper
 
-_TIMEOUT = 120  # seconds for one line; only against hanging
+_TIMEOUT = 300  # seconds for one line; only against hanging
 _RAISED = re.compile(
     r'^(Traceback \(most recent call last\):|  File "<stdin>", line)', re.MULTILINE
 )

@@ -449,13 +449,16 @@ def _sync_one(path: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path, wait: bool) -> Iterator[None]:
-    """Hold an advisory lock; the system releases it when the holder dies."""
-    with path.open("a") as file:
+    """Hold an advisory lock; the system releases it when the holder dies, whom the file names."""
+    with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
+            file.seek(0)
+            holder = f"process {file.read().strip()}"
             raise PublishingError(
-                f"Another build is writing to {path.parent.parent}. Wait until it ends, or stop it."
+                f"Another build is writing to {path.parent.parent} ({holder}). "
+                "Wait until it ends, or stop it."
             ) from None
         except OSError as error:
             if error.errno not in _CANNOT_LOCK:
@@ -464,6 +467,10 @@ def _lock(path: Path, wait: bool) -> Iterator[None]:
                 f"The file system of {path.parent.parent} cannot lock files ({error.strerror}). "
                 "Build into a folder on another disk with --output-dir."
             ) from None
+        if not wait:
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
         yield
 
 

@@ -209,7 +209,8 @@ def test_an_update_needs_a_build_that_is_not_being_written(tmp_path):
         add_version(tmp_path, "first")
     publish(tmp_path, "old")
     with staging(tmp_path) as folder:
-        with pytest.raises(PublishingError, match="Another build is writing"):
+        holder = f"Another build is writing to {tmp_path} .process {os.getpid()}."
+        with pytest.raises(PublishingError, match=holder):
             add_version(tmp_path, "second")
         write_build(folder, "new")
 

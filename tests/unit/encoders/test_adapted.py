@@ -104,7 +104,7 @@ def test_without_labels_it_learns_from_copies_alone():
 
 
 @torch.no_grad()
-def test_a_head_that_is_worse_is_not_taken(monkeypatch: pytest.MonkeyPatch):
+def test_a_head_that_is_worse_is_not_taken(monkeypatch: pytest.MonkeyPatch, capsys):
     class Useless(nn.Module):
         def forward(self, features: Tensor) -> Tensor:
             return torch.ones_like(features) / features.shape[1] ** 0.5
@@ -113,6 +113,7 @@ def test_a_head_that_is_worse_is_not_taken(monkeypatch: pytest.MonkeyPatch):
     encoder = new_encoder()
     raw_head = encoder.head
     assert adapted.adapt(encoder, noisy_photos(250, False), (16, 32)).head is raw_head
+    assert "no learned head is better" in capsys.readouterr().out
 
 
 def test_few_images_leave_it_as_it_is(capsys):

@@ -263,7 +263,7 @@ def find_images(folders: Sequence[bytes]) -> Found:
                         found.unreadable[entry.path] = "It is a link to a place outside the folder."
         except OSError as error:
             found.unreadable[path] = f"{error.strerror}."
-    found.files.sort()
+    found.files = sorted(set(found.files))  # one may have been named as well as its folder
     return found
 
 
@@ -306,7 +306,7 @@ def read_labels(file: Path, folders: Sequence[bytes]) -> dict[bytes, str]:
 
     Raises a DatasetError if the file cannot be read.
     """
-    tops = [*folders, os.fsencode(file.absolute().parent)]
+    tops = [*folders, os.fsencode(os.path.realpath(file.parent))]
     labels: dict[bytes, str] = {}
     try:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:

@@ -63,15 +63,21 @@ def figure() -> Callable[[str], None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each suite together in its random order, so that its servers are started once.
+    """Keep each suite together in its random order, so that its servers are started once."""
+    items.sort(key=lambda item: SUITES.index(item.path.relative_to(REPO_ROOT / "tests").parts[0]))
 
-    A parallel worker takes a whole file at a time, and all of docker: its containers have names.
-    """
-    suite_of = {item: item.path.relative_to(REPO_ROOT / "tests").parts[0] for item in items}
-    items.sort(key=lambda item: SUITES.index(suite_of[item]))
-    for item, suite in suite_of.items():
-        group = suite if suite == "docker" else str(item.path.relative_to(REPO_ROOT))
-        item.add_marker(pytest.mark.xdist_group(group))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """A parallel worker takes a file at a time, and all of docker, whose containers have names."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrDocker(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            docker = "tests/docker/"
+            return docker if nodeid.startswith(docker) else super()._split_scope(nodeid)
+
+    return ByFileOrDocker(config, log)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -54,7 +54,7 @@ main() {
 
   echo "Tests: ${paths[*]}"
   cd "$REPO_ROOT"
-  exec "$PYTHON" -I -m pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder \
+  exec "$PYTHON" -I -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
     --durations=15 "${options[@]}" "${paths[@]}"
 }
 

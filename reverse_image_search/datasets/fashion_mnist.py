@@ -1,5 +1,7 @@
 """Fashion-MNIST (Xiao et al. 2017, https://arxiv.org/abs/1708.07747): 28 x 28 grayscale."""
 
+from __future__ import annotations
+
 import gzip
 import hashlib
 import os
@@ -9,10 +11,12 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-from torchvision.datasets import FashionMNIST
+from typing import TYPE_CHECKING
 
 from reverse_image_search.datasets.dataset import Dataset, DatasetError, LabeledImage
+
+if TYPE_CHECKING:  # takes over a second, for which an update of a gallery should not wait
+    from torchvision.datasets import FashionMNIST
 
 # SHA-256 of the four extracted files as Zalando published them. torchvision checks the sums of
 # the compressed files only, and of those only when it downloads them itself.
@@ -38,6 +42,8 @@ def load_fashion_mnist(data_dir: Path, limit: int | None = None) -> Dataset:
     ------
     DatasetError : the dataset cannot be found or fetched, or one of its files is damaged
     """
+    from torchvision.datasets import FashionMNIST
+
     raw = data_dir / "FashionMNIST" / "raw"
     if not all((raw / name).exists() for name in _SHA256):
         _fetch(data_dir, raw)
@@ -103,6 +109,8 @@ def _extract(folder: Path, raw: Path) -> None:
 
 
 def _download(data_dir: Path) -> None:
+    from torchvision.datasets import FashionMNIST
+
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:

@@ -1,9 +1,10 @@
-"""Penultimate-layer features of torchvision's ImageNet classifiers, preprocessed as published."""
+"""Penultimate-layer features of torchvision's ImageNet classifiers, preprocessed as published.
+
+torchvision is imported when it is needed: that takes over a second, for which an update of a
+gallery should not wait.
+"""
 
 from functools import partial
-
-import torchvision
-from torchvision.models import WeightsEnum
 
 from reverse_image_search.datasets import Dataset
 from reverse_image_search.encoders.adapted import adapt
@@ -18,14 +19,14 @@ from reverse_image_search.encoders.pretrained import (
 from reverse_image_search.encoders.spec import EncoderError, EncoderSpec, TrainingOptions
 from reverse_image_search.layout import BUILD_COMMAND
 
+_SIDE = 224  # pixels that all of them were trained on
+
 
 def torchvision_encoder(name: str, weights: str, license: str = "BSD-3-Clause") -> EncoderSpec:
     """The entry for a classifier of torchvision.models, with one of its published weights."""
-    published = torchvision.models.get_model_weights(name)[weights]
-    side = published.transforms().crop_size[0]
     return EncoderSpec(
-        make=partial(_load, name, published),
-        input_size=(side, side),
+        make=partial(_load, name, weights),
+        input_size=(_SIDE, _SIDE),
         is_grayscale=False,
         license=license,
         export_tolerance=1e-4,  # scripts and traces differ in rounding
@@ -33,7 +34,7 @@ def torchvision_encoder(name: str, weights: str, license: str = "BSD-3-Clause") 
 
 
 def _load(
-    name: str, published: WeightsEnum, dataset: Dataset, options: TrainingOptions
+    name: str, weights_name: str, dataset: Dataset, options: TrainingOptions
 ) -> PretrainedEncoder:
     """Load a classifier with torchvision's weights or those of a file.
 
@@ -41,6 +42,9 @@ def _load(
     ------
     EncoderError : the weights cannot be downloaded or read, or do not fit
     """
+    import torchvision
+
+    published = torchvision.models.get_model_weights(name)[weights_name]
     network = torchvision.models.get_model(name)
     if options.weights_file:
         weights = read_weights(options.weights_file, f"torchvision's {name}")
@@ -58,7 +62,7 @@ def _load(
                 "--weights FILE"
             ) from error
     transforms = published.transforms()
-    side = transforms.crop_size[0]
+    (side,) = transforms.crop_size
     preprocess = ResizeAndCrop(
         transforms.resize_size[0],
         side,

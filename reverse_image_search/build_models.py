@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -67,6 +68,7 @@ from reverse_image_search.serving.publishing import (
     staging,
     staging_update,
 )
+from reverse_image_search.watch_folders import watch_folders
 
 # On disk: gallery, index, and what is left to resume from; for tiny images, for photos.
 _BYTES_PER_IMAGE = (4_000, 50_000)
@@ -86,9 +88,21 @@ _IMAGES_NDIM, _EMBEDDINGS_NDIM = 4, 2  # with the batch dimension
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build and publish; returns the exit code."""
+    """Build and publish, once or whenever files change; returns the exit code."""
     options = _parse(arguments)
     torch.set_float32_matmul_precision("highest")
+    try:
+        if options.watch:
+            return watch_folders(options.images, lambda: _build_and_publish(copy(options)))
+        return _build_and_publish(options)
+    except KeyboardInterrupt:
+        outcome = "What was published last stays." if options.watch else UNCHANGED
+        print(f"\nbuild_models: stopped. {outcome}", file=sys.stderr)
+        return 130
+
+
+def _build_and_publish(options: argparse.Namespace) -> int:
+    """Build and publish once; returns the exit code."""
     try:
         if missing := missing_memory(_NEEDED_MEMORY, "a build"):
             raise PublishingError(missing)
@@ -120,9 +134,6 @@ def main(arguments: list[str] | None = None) -> int:
         reason = getattr(error, "strerror", None) or error
         print(f"build_models: {where}: {reason}. {UNCHANGED}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"\nbuild_models: stopped. {UNCHANGED}", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -424,6 +435,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--add", type=Path, nargs="+", metavar="PATH", help="add these to your own images")
     add("--remove", type=Path, nargs="+", metavar="PATH", help="remove these from them")
     add("--dry-run", action="store_true", help="say what would change, and change nothing")
+    add("--watch", action="store_true", help="do it again whenever files of --images change")
     add(
         "--labels",
         type=os.path.abspath,
@@ -471,7 +483,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _choose_dataset(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Set `dataset`, by default one that suits the other options."""
-    of_files = ("images", "add", "remove", "dry_run", "labels", "no_labels")
+    of_files = ("images", "add", "remove", "dry_run", "watch", "labels", "no_labels")
     given = [name for name in of_files if getattr(options, name)]
     if options.dataset is None:
         is_of_files = bool(given)
@@ -481,6 +493,8 @@ def _choose_dataset(options: argparse.Namespace, parser: argparse.ArgumentParser
             parser.error("name the folders of your images with --images DIR")
         if options.images and (options.add or options.remove):
             parser.error("--images names all images; --add and --remove go without it")
+        if options.watch and (not options.images or options.dry_run):
+            parser.error("--watch goes with --images DIR, and without --dry-run")
         if not options.images and options.names_encoder:
             parser.error("another encoder has to see all images: name them with --images DIR")
     elif given:

@@ -12,6 +12,7 @@
 #   --add PATH...     add files and folders to a gallery of your own images
 #   --remove PATH...  remove files and folders from it
 #   --dry-run         say what --images, --add or --remove would do
+#   --watch           with --images: go on doing so whenever files come, change or go, until Ctrl-C
 #   --labels FILE     CSV file of path,label lines; the default label is the name of the folder
 #   --no-labels       no labels
 #   --limit N         train on and index only the first N images
@@ -103,9 +104,13 @@ choose_runtime
 # which clears every page of the next ones. Other C libraries ignore this.
 tunables=glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$tunables:glibc.malloc.hugetlb=1}"
+watch=()
+[[ " $* " != *" --watch "* ]] || watch=("$REPO_ROOT/requirements-watch.txt")
 if [[ $RUNTIME == docker ]]; then
+  ((${#watch[@]} == 0)) ||
+    die "--watch needs RUNTIME=local: a container cannot see disks come and go. A server in a container takes over what it builds, too."
   docker_build_models "$@"
 else
-  prepare_python --only "$BUILD_PACKAGES"
+  prepare_python --only "$BUILD_PACKAGES" "${watch[@]}"
   exec "$PYTHON" -I -m reverse_image_search.build_models --output-dir "$OUTPUT_DIR" "$@"
 fi

@@ -62,6 +62,7 @@ class ImageFolder(Dataset):
     # Whether other files of the gallery stay, but for those at or below `removed`.
     keeps_others: bool = False
     removed: tuple[bytes, ...] = ()
+    empty: tuple[bytes, ...] = ()  # folders that were named, but hold no image
 
     def new_images(self, gallery: GalleryWriter) -> Iterator[LabeledImage]:
         """Read files that are new or changed, several at a time, and forget those that are gone.
@@ -121,13 +122,24 @@ class ImageFolder(Dataset):
         )
 
     def _gone(self, known: dict[bytes, GalleryFile]) -> list[bytes]:
-        """Paths that the gallery is to forget."""
+        """Paths that the gallery is to forget.
+
+        Raises a DatasetError if they are all that it has of a folder that was named.
+        """
         if self.keeps_others:
             tops = tuple(os.path.join(path, b"") for path in self.removed)
             return [path for path in known if os.path.join(path, b"").startswith(tops)]
         found = {file.path for file in self.found.files}
         unlisted = tuple(os.path.join(path, b"") for path in self.found.unreadable)
-        return [path for path in known if path not in found and not path.startswith(unlisted)]
+        gone = [path for path in known if path not in found and not path.startswith(unlisted)]
+        for folder in self.empty:
+            if count := sum(path.startswith(os.path.join(folder, b"")) for path in gone):
+                raise DatasetError(
+                    f"{display_path(folder)} holds no image any more, but the gallery "
+                    f"has {count:,} of its files. If its disk is not missing, and they are to be "
+                    "removed, name the other folders only"
+                )
+        return gone
 
     def _unread(self, known: dict[bytes, GalleryFile]) -> list[FoundFile]:
         """Files that are new to the gallery, or have another size or time."""
@@ -203,6 +215,8 @@ def load_image_folder(options: DatasetOptions) -> ImageFolder:
     folders = [os.fsencode(os.path.realpath(folder)) for folder in named]
     names = ", ".join(map(display_path, folders))
     found = find_images(folders)
+    tops = {folder: os.path.join(folder, b"") for folder in folders}
+    empty = [f for f in folders if not any(file.path.startswith(tops[f]) for file in found.files)]
     found.files = found.files[: options.limit]
     for path in folders:
         if path in found.unreadable:
@@ -230,6 +244,7 @@ def load_image_folder(options: DatasetOptions) -> ImageFolder:
         has_labels=options.has_labels and not options.labels_file,
         keeps_others=keeps_others,
         removed=tuple(os.fsencode(os.path.realpath(path)) for path in options.removed),
+        empty=tuple(empty),
     )
 
 
@@ -240,6 +255,7 @@ def find_images(folders: Sequence[bytes]) -> Found:
     the `folders`, and every folder is entered once.
     """
     found = Found()
+    identities = [identify(folder) for folder in folders]
     entered: set[tuple[int, int]] = set()
     tops = tuple(os.path.join(folder, b"") for folder in folders)
     links: list[bytes] = []  # last, so that what they lead to is entered by its own name
@@ -263,8 +279,20 @@ def find_images(folders: Sequence[bytes]) -> Found:
                         found.unreadable[entry.path] = "It is a link to a place outside the folder."
         except OSError as error:
             found.unreadable[path] = f"{error.strerror}."
+    for folder, identity in zip(folders, identities, strict=True):
+        if identify(folder) != identity:  # else files that were not reached would count as gone
+            found.unreadable[folder] = "It vanished while its files were listed."
     found.files = sorted(set(found.files))  # one may have been named as well as its folder
     return found
+
+
+def identify(path: bytes) -> tuple[int, int] | None:
+    """What is at `path`; a disk that is mounted or removed there changes that."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 def _consider(path: bytes, facts: os.stat_result, found: Found) -> None:

@@ -41,6 +41,7 @@ NAMES = ["dark", "light"]
         (["--dataset", "image_folder"], "name the folders of your images with --images DIR"),
         (["--dataset", "fashion_mnist", "--images", "."], "is not made of files"),
         (["--images", ".", "--add", "."], "--add and --remove go without it"),
+        (["--add", ".", "--watch"], "--watch goes with --images DIR"),
         (["--add", ".", "--encoder", "resnet18"], "another encoder has to see all images"),
     ],
 )

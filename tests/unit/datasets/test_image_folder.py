@@ -307,6 +307,22 @@ def test_a_second_run_reads_only_what_is_new_and_keeps_ids(folder, tmp_path, cap
     assert before["2.png"] not in ids_by_name(work).values()
 
 
+def test_a_folder_that_lost_its_images_is_not_taken_for_deleted_files(folder, tmp_path):
+    """It is rather a disk that is not mounted."""
+    work, other = tmp_path / "work.sqlite", tmp_path / "other"
+    write_image(other / "other.png", 7)
+    sync(work, folder, other)
+    before = ids_by_name(work)
+
+    (other / "other.png").rename(tmp_path / "other.png")
+    with pytest.raises(DatasetError, match=r"other holds no image any more.* has 1 of"):
+        sync(work, folder, other)
+    assert ids_by_name(work) == before
+
+    sync(work, folder)
+    assert before.keys() - ids_by_name(work).keys() == {"other.png"}
+
+
 def test_files_are_added_and_removed_by_name(folder, tmp_path, capsys):
     work = tmp_path / "work.sqlite"
     sync(work, folder)

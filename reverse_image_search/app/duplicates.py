@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import streamlit as st
 
 from reverse_image_search.app.image_dialog import open_image
@@ -11,6 +13,12 @@ from reverse_image_search.app.query import number_in_address, page_buttons, tile
 from reverse_image_search.app.results import name_of
 from reverse_image_search.client import Client
 from reverse_image_search.client.duplicates import DuplicateGroup, find_duplicates
+from reverse_image_search.client.same_photo import (
+    REQUIREMENTS,
+    SamePhotoCheck,
+    can_check,
+    is_installed,
+)
 from reverse_image_search.gallery import Gallery
 
 GROUPS_PER_PAGE = 10
@@ -35,13 +43,27 @@ def show_duplicates(client: Client, gallery: Gallery, stamp: tuple[int, ...]) ->
         "Compares each image with all others. The largest image of a group comes first. "
         "Nothing is deleted: copy the paths of what you want to remove."
     )
+    is_checked = can_check(gallery) and is_installed()
+    if is_checked:
+        st.caption("Similar photos of lower scores are checked: cropped copies are found, too.")
+    elif can_check(gallery):
+        st.caption(
+            "By scores alone, so cropped copies are missed: OpenCV is not installed "
+            f"({REQUIREMENTS})."
+        )
     if start:
         bar = st.empty()
 
-        def progress(done: int, total: int) -> None:
-            bar.progress(done / total, f"{done:,} of {total:,} images compared")
+        def progress(what: str, done: int, total: int) -> None:
+            bar.progress(done / total, f"{done:,} of {total:,} {what}")
 
-        groups = find_duplicates(client, gallery, threshold, progress)
+        groups = find_duplicates(
+            client,
+            gallery,
+            threshold,
+            partial(progress, "images compared"),
+            SamePhotoCheck(gallery, partial(progress, "pairs checked")) if is_checked else None,
+        )
         bar.empty()
         st.session_state.duplicates = threshold, stamp, groups
         st.query_params["page"] = "1"

@@ -2,10 +2,14 @@
 # Usage: find_duplicates.sh [options]
 #
 # Finds near-duplicates in the gallery: searches for all of its images, and prints groups of an image
-# to keep, the largest or else the oldest, and those with a high score to it. Deletes nothing.
+# to keep, the largest or else the oldest, and its near-duplicates. Deletes nothing.
 #
-#   --threshold SCORE  least cosine similarity to the image to keep (default: what the build measured
-#                      on perturbed copies of this gallery's images)
+# Near-duplicates have a high score to it. Among photos, cropped and turned copies with lower scores
+# count, too: their local features show that they are of the same photo.
+#
+#   --threshold SCORE  least cosine similarity to the image to keep; nothing else is looked at then
+#                      (default: what the build measured on perturbed copies of this gallery's
+#                      images)
 #   --json             print a list with an object for each group
 #   --csv              print a row for each file
 #   -h, --help         this text
@@ -23,6 +27,6 @@ source "$LIB_DIR/python_environment.sh"
 ERROR_CODE=2
 help_if_asked "$@"
 read_settings
-prepare_python --only "tritonclient numpy pillow tqdm" >&2
+prepare_python --only "tritonclient numpy pillow tqdm" "$REPO_ROOT/requirements-duplicates.txt" >&2
 export TRITON_URL="${TRITON_URL:-http://127.0.0.1:$TRITON_HTTP_PORT}"
 exec "$PYTHON" -I -m reverse_image_search.terminal.duplicates "$@"

@@ -10,10 +10,12 @@ import numpy as np
 
 from reverse_image_search import contract
 from reverse_image_search.client.client import Client
+from reverse_image_search.client.same_photo import SamePhotoCheck
 from reverse_image_search.client.search import check_identity
 from reverse_image_search.gallery import Gallery
 
 _REQUESTS_IN_FLIGHT = 4
+_CANDIDATES = 5  # nearest neighbors of an image that may be of the same photo
 _ROWS_AT_ONCE = 1000  # of the gallery file: a thumbnail is some 10 kB
 
 
@@ -25,7 +27,7 @@ class DuplicateGroup(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """Pairs of images that are similar enough, and the images that may have more of them."""
+    """Pairs of similar images, and the images that may have more of them."""
 
     rows: np.ndarray  # (n,) int64, rows of the gallery's embeddings
     neighbor_rows: np.ndarray  # (n,) int64
@@ -38,8 +40,12 @@ def find_duplicates(
     gallery: Gallery,
     threshold: float,
     progress: Callable[[int, int], None] | None = None,
+    same_photo: SamePhotoCheck | None = None,
 ) -> list[DuplicateGroup]:
     """Group images whose cosine similarity to the one worth keeping is at least `threshold`.
+
+    With `same_photo`, also those of lower scores that show the same photo as the one worth keeping,
+    if either is among the nearest neighbors of the other.
 
     The image worth keeping is the largest in pixels, then the oldest file. From the best image of
     the gallery down, each image that is in no group yet gathers those in no group that are similar
@@ -65,8 +71,11 @@ def find_duplicates(
     """
     check_identity(client, gallery)
     ids, embeddings = gallery.embeddings()
-    pairs = _search_all(client, ids, embeddings, threshold, progress)
+    least_score = same_photo.least_score if same_photo else threshold
+    pairs = _search_all(client, ids, embeddings, threshold, least_score, progress)
     check_identity(client, gallery)  # or the server was replaced meanwhile
+    if same_photo:
+        pairs = _check_candidates(pairs, ids, threshold, same_photo)
     groups = [
         DuplicateGroup(ids[rows], scores)
         for rows, scores in _group(pairs, _best_first(gallery, ids, pairs), embeddings, threshold)
@@ -82,17 +91,24 @@ def _search_all(
     ids: np.ndarray,
     embeddings: np.ndarray,
     threshold: float,
+    least_score: float,
     progress: Callable[[int, int], None] | None,
 ) -> _Pairs:
-    """Search for every image of the gallery."""
+    """Search for every image of the gallery.
+
+    Pairs have scores of at least `threshold`, or, the nearest neighbors, of at least `least_score`.
+    """
 
     def search(start: int) -> _Pairs:
         part = slice(start, start + contract.MAX_BATCH_SIZE)
         neighbor_ids, scores = client.find_similar(embeddings[part])
         # An index that was updated meanwhile may know images that `ids` does not.
         neighbor_rows = np.minimum(np.searchsorted(ids, neighbor_ids), len(ids) - 1)
-        is_close = (scores >= threshold) & (ids[neighbor_rows] == neighbor_ids)
+        is_known = ids[neighbor_rows] == neighbor_ids
+        is_close = (scores >= threshold) & is_known
         cut_rows = start + np.flatnonzero(is_close.all(axis=1))
+        nearest = slice(_CANDIDATES + 1)  # the first is the image itself
+        is_close[:, nearest] |= (scores >= least_score)[:, nearest] & is_known[:, nearest]
         is_close &= neighbor_ids != ids[part, None]
         positions, ranks = np.nonzero(is_close)
         return _Pairs(
@@ -110,6 +126,20 @@ def _search_all(
             executor.shutdown(cancel_futures=True)
             raise
     return _Pairs(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _check_candidates(
+    pairs: _Pairs, ids: np.ndarray, threshold: float, same_photo: SamePhotoCheck
+) -> _Pairs:
+    """Leave out pairs below `threshold` that do not show the same photo."""
+    rows = np.sort(np.stack([pairs.rows, pairs.neighbor_rows], axis=1), axis=1)
+    is_candidate = pairs.scores < threshold
+    candidates, positions = np.unique(rows[is_candidate], axis=0, return_inverse=True)
+    is_pair = ~is_candidate
+    is_pair[is_candidate] = same_photo(ids[candidates])[positions]
+    return _Pairs(
+        pairs.rows[is_pair], pairs.neighbor_rows[is_pair], pairs.scores[is_pair], pairs.cut_rows
+    )
 
 
 def _best_first(gallery: Gallery, ids: np.ndarray, pairs: _Pairs) -> np.ndarray:
@@ -141,14 +171,13 @@ def _group(
         if is_taken[kept]:
             continue
         is_taken[kept] = True
+        part = slice(*np.searchsorted(rows, [kept, kept + 1]))
+        candidates, first = np.unique(neighbor_rows[part], return_index=True)
+        candidate_scores = scores[part][first]
         if is_cut[kept]:
             similarity = embeddings @ embeddings[kept]
-            candidates = np.flatnonzero(similarity >= threshold)
+            candidates = np.union1d(candidates, np.flatnonzero(similarity >= threshold))
             candidate_scores = similarity[candidates]
-        else:
-            part = slice(*np.searchsorted(rows, [kept, kept + 1]))
-            candidates, first = np.unique(neighbor_rows[part], return_index=True)
-            candidate_scores = scores[part][first]
         is_free = ~is_taken[candidates]
         if not is_free.any():
             continue

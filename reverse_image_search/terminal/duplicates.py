@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from reverse_image_search.client import Client
 from reverse_image_search.client.duplicates import DuplicateGroup, find_duplicates
+from reverse_image_search.client.same_photo import (
+    REQUIREMENTS,
+    SamePhotoCheck,
+    can_check,
+    is_installed,
+)
 from reverse_image_search.command_line import make_parser
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import BUILD_COMMAND, gallery_file
@@ -61,20 +68,42 @@ def _print_duplicates(options: argparse.Namespace) -> int:
             "this gallery has no threshold of its own. Name one, such as --threshold 0.95, or "
             f"build again with {BUILD_COMMAND}"
         )
+    is_checked = options.threshold is None and can_check(gallery)
+    if is_checked and not is_installed():
+        raise TerminalError(
+            f"OpenCV is not installed. Install {REQUIREMENTS}, or name a score, such as "
+            f"--threshold {threshold:.3f}: then scores alone decide, and cropped copies are missed"
+        )
     client = Client(options.url, timeout=60)
-    with tqdm(desc="search", total=len(gallery), unit=" images", disable=None, leave=False) as bar:
+    with (
+        _progress_bar("search", "images") as search_bar,
+        _progress_bar("compare", "pairs") as pair_bar,
+    ):
         groups = find_duplicates(
-            client, gallery, threshold, lambda done, _all: bar.update(done - bar.n)
+            client,
+            gallery,
+            threshold,
+            partial(_show, search_bar),
+            SamePhotoCheck(gallery, partial(_show, pair_bar)) if is_checked else None,
         )
     _WRITERS[options.format](gallery, groups)
     copies = sum(len(list(_copies(gallery, group))) for group in groups)
     found = f"{len(groups):,} groups of {copies:,} images" if groups else "no near-duplicates"
     print(
         f"find_duplicates.sh: {found} among {len(gallery):,}, with a score of {threshold:.3f} or "
-        "more; nothing was deleted",
+        f"more{' or of the same photo' if is_checked else ''}; nothing was deleted",
         file=sys.stderr,
     )
     return FOUND if groups else NOTHING_FOUND
+
+
+def _progress_bar(name: str, unit: str) -> tqdm:
+    return tqdm(desc=name, unit=f" {unit}", disable=None, leave=False, delay=0.1)
+
+
+def _show(bar: tqdm, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
 
 
 def _copies(gallery: Gallery, group: DuplicateGroup) -> Iterator[Copy]:

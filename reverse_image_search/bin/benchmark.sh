@@ -20,6 +20,7 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
 source "$LIB_DIR/python_environment.sh"
+source "$LIB_DIR/published_build.sh"
 
 check_options "$@"
 read_settings

@@ -18,6 +18,7 @@
 # docker if a Docker engine answers.
 
 source "$LIB_DIR/python_environment.sh"
+source "$LIB_DIR/published_build.sh"
 source "$LIB_DIR/docker.sh"
 
 # start_inference_server cpu|gpu [options]

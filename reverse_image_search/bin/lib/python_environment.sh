@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The Python environment in .venv, and the check of a build. Source it after settings.sh.
+# The Python environment in .venv. Source it after settings.sh.
 # Python runs with -I throughout: only .venv and the project are on its path.
 
 PYTHON="$REPO_ROOT/.venv/bin/python"
@@ -129,28 +129,4 @@ urllib.request.urlopen(sys.argv[1], timeout=3)' "$TORCH_CPU_INDEX/torch/" 2>/dev
 owner_of() {
   read -r _ _ REPLY _ < <(ls -ld "$1")
   echo "$REPLY"
-}
-
-# Finishes what a killed build left half published, then checks every file that it wrote.
-verify_build() {
-  local code=0
-  run_module serving.publishing "$OUTPUT_DIR" || code=$?
-  ((code != 127)) || [[ -d $OUTPUT_DIR/model_repo ]] ||
-    die "There are no models in $OUTPUT_DIR/model_repo. Build them with $BIN/build_models.sh"
-  ((code == 0 || code == 127)) || exit 1
-}
-
-# run_module MODULE ARGUMENT...: runs one that needs no packages, with any Python: the docker
-# runtime has no .venv. 127 if there is no Python at all.
-run_module() {
-  local python
-  for python in "$PYTHON" python3; do
-    "$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || continue
-    "$python" -I -c 'import runpy, sys
-sys.path.insert(0, sys.argv.pop(1))
-runpy.run_module(f"reverse_image_search.{sys.argv.pop(1)}", run_name="__main__", alter_sys=True)' \
-      "$REPO_ROOT" "$@"
-    return
-  done
-  return 127
 }

@@ -16,13 +16,12 @@ SCRIPT="$(basename "$(readlink -f "$0")")" # where it was called through a link,
 # A caller without a home or a name is what a container's arbitrary user id is.
 export LC_ALL=C USER="${USER:-user}"
 [[ -n ${HOME-} ]] || { unset HOME && export HOME=~; }
-unset POSIXLY_CORRECT "${!PYTHON@}"
+unset POSIXLY_CORRECT ERROR_CODE "${!PYTHON@}"
 umask u=rwx
 
-ERROR_CODE=1 # a script whose exit code 1 means something else sets another
 die() {
   echo "$SCRIPT: $*" >&2
-  exit "$ERROR_CODE"
+  exit "${ERROR_CODE-1}" # set by a script whose exit code 1 means something else
 }
 
 # The header comment of the script, or of the file $1, is its help.
@@ -113,9 +112,9 @@ choose_runtime() {
 
 docker_answers() {
   command -v docker >/dev/null || return 1
-  [[ -n ${DOCKER_HOST-} || ! "$(docker version 2>/dev/null)" =~ ^Client:\ +Podman ]] || return 1 # see find_compose
-  local -a limit=() # macOS has no timeout
-  ! command -v timeout >/dev/null || limit=(timeout 10)
+  [[ -n ${DOCKER_HOST-} || ! "$(docker version 2>/dev/null)" =~ ^Client:\ +Podman ]] || return 1
+  local -a limit=()
+  ! command -v timeout >/dev/null || limit=(timeout 10) # macOS has none
   "${limit[@]}" docker info >/dev/null 2>&1
 }
 

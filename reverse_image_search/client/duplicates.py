@@ -44,8 +44,8 @@ def find_duplicates(
 ) -> list[DuplicateGroup]:
     """Group images whose cosine similarity to the one worth keeping is at least `threshold`.
 
-    With `same_photo`, also those of lower scores that show the same photo as the one worth keeping,
-    if either is among the nearest neighbors of the other.
+    With `same_photo`, pixels decide instead: these images, and nearest neighbors of lower scores,
+    are grouped if they show the same photo as the one worth keeping.
 
     The image worth keeping is the largest in pixels, then the oldest file. From the best image of
     the gallery down, each image that is in no group yet gathers those in no group that are similar
@@ -75,7 +75,7 @@ def find_duplicates(
     pairs = _search_all(client, ids, embeddings, threshold, least_score, progress)
     check_identity(client, gallery)  # or the server was replaced meanwhile
     if same_photo:
-        pairs = _check_candidates(pairs, ids, threshold, same_photo)
+        pairs = _of_same_photo(pairs, ids, same_photo)
     groups = [
         DuplicateGroup(ids[rows], scores)
         for rows, scores in _group(pairs, _best_first(gallery, ids, pairs), embeddings, threshold)
@@ -128,18 +128,13 @@ def _search_all(
     return _Pairs(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _check_candidates(
-    pairs: _Pairs, ids: np.ndarray, threshold: float, same_photo: SamePhotoCheck
-) -> _Pairs:
-    """Leave out pairs below `threshold` that do not show the same photo."""
+def _of_same_photo(pairs: _Pairs, ids: np.ndarray, same_photo: SamePhotoCheck) -> _Pairs:
+    """Leave out pairs that do not show the same photo."""
     rows = np.sort(np.stack([pairs.rows, pairs.neighbor_rows], axis=1), axis=1)
-    is_candidate = pairs.scores < threshold
-    candidates, positions = np.unique(rows[is_candidate], axis=0, return_inverse=True)
-    is_pair = ~is_candidate
-    is_pair[is_candidate] = same_photo(ids[candidates])[positions]
-    return _Pairs(
-        pairs.rows[is_pair], pairs.neighbor_rows[is_pair], pairs.scores[is_pair], pairs.cut_rows
-    )
+    candidates, positions = np.unique(rows, axis=0, return_inverse=True)
+    is_pair = same_photo(ids[candidates])[positions]
+    checked = (pairs.rows[is_pair], pairs.neighbor_rows[is_pair], pairs.scores[is_pair])
+    return _Pairs(*checked, cut_rows=pairs.cut_rows[:0])  # scores alone group nothing
 
 
 def _best_first(gallery: Gallery, ids: np.ndarray, pairs: _Pairs) -> np.ndarray:

@@ -90,8 +90,9 @@ def _print_duplicates(options: argparse.Namespace) -> int:
     copies = sum(len(list(_copies(gallery, group))) for group in groups)
     found = f"{len(groups):,} groups of {copies:,} images" if groups else "no near-duplicates"
     print(
-        f"find_duplicates.sh: {found} among {len(gallery):,}, with a score of {threshold:.3f} or "
-        f"more{' or of the same photo' if is_checked else ''}; nothing was deleted",
+        f"find_duplicates.sh: {found} among {len(gallery):,}, "
+        f"{'of the same photo' if is_checked else f'with a score of {threshold:.3f} or more'}; "
+        "nothing was deleted",
         file=sys.stderr,
     )
     return FOUND if groups else NOTHING_FOUND

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from reverse_image_search.benchmark.load_generator import query_tensors
 from reverse_image_search.benchmark.measurements import BenchmarkError, answer
-from reverse_image_search.benchmark.peers import PROCESSES, write_first_version
 from reverse_image_search.client import Client
 from reverse_image_search.layout import ENSEMBLE_REPO, MODEL_REPO
 from reverse_image_search.serving.ports import free_ports
@@ -38,6 +37,9 @@ def own_server(output_dir: Path) -> Iterator[tuple[str, float]]:
 
 def peer_servers(output_dir: Path) -> Iterator[tuple[str, str, AbstractContextManager[str]]]:
     """Name, scenario of the load generator, and server of each peer."""
+    # With packages that only a comparison needs.
+    from reverse_image_search.benchmark.peers import PROCESSES, write_first_version
+
     yield "FastAPI", "raw_pixels", _peer("fastapi", output_dir, PROCESSES)
     yield "LitServe", "base64_pixels", _peer("litserve", output_dir, 1)
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,6 @@ from typing import BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from reverse_image_search.client import Client
-from reverse_image_search.client.search_files import FileAnswer, files_below, search_files
 from reverse_image_search.command_line import make_parser
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import BUILD_COMMAND, gallery_file
@@ -36,6 +35,7 @@ from reverse_image_search.terminal.output import (
     write_json_list,
     write_text,
 )
+from reverse_image_search.terminal.search_files import FileAnswer, files_below, search_files
 
 
 class Query(NamedTuple):

@@ -75,7 +75,7 @@ def find_duplicates(
     pairs = _search_all(client, ids, embeddings, threshold, least_score, progress)
     check_identity(client, gallery)  # or the server was replaced meanwhile
     if same_photo:
-        pairs = _of_same_photo(pairs, ids, same_photo)
+        pairs = _of_same_photo(pairs, ids, threshold, same_photo)
     groups = [
         DuplicateGroup(ids[rows], scores)
         for rows, scores in _group(pairs, _best_first(gallery, ids, pairs), embeddings, threshold)
@@ -128,11 +128,15 @@ def _search_all(
     return _Pairs(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _of_same_photo(pairs: _Pairs, ids: np.ndarray, same_photo: SamePhotoCheck) -> _Pairs:
+def _of_same_photo(
+    pairs: _Pairs, ids: np.ndarray, threshold: float, same_photo: SamePhotoCheck
+) -> _Pairs:
     """Leave out pairs that do not show the same photo."""
     rows = np.sort(np.stack([pairs.rows, pairs.neighbor_rows], axis=1), axis=1)
     candidates, positions = np.unique(rows, axis=0, return_inverse=True)
-    is_pair = same_photo(ids[candidates])[positions]
+    are_similar = np.zeros(len(candidates), bool)
+    are_similar[positions[pairs.scores >= threshold]] = True
+    is_pair = same_photo(ids[candidates], are_similar)[positions]
     checked = (pairs.rows[is_pair], pairs.neighbor_rows[is_pair], pairs.scores[is_pair])
     return _Pairs(*checked, cut_rows=pairs.cut_rows[:0])  # scores alone group nothing
 

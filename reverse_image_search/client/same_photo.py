@@ -87,8 +87,10 @@ class SamePhotoCheck:
         self._progress = progress
         self._details = lru_cache(_IMAGES_KEPT)(self._read)
 
-    def __call__(self, pairs: np.ndarray) -> np.ndarray:
+    def __call__(self, pairs: np.ndarray, are_similar: np.ndarray) -> np.ndarray:
         """Check pairs of ids, (n, 2) int64; those next to each other best share an id.
+
+        Where an image has too few features, as one in a single color, `are_similar` (n,) decides.
 
         Returns
         -------
@@ -97,14 +99,17 @@ class SamePhotoCheck:
         are_same: list[bool] = []
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
             for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-                part = pairs[start : start + _PAIRS_AT_ONCE].tolist()
-                are_same += executor.map(self._is_same, part)
+                part = slice(start, start + _PAIRS_AT_ONCE)
+                are_same += executor.map(self._is_same, pairs[part].tolist(), are_similar[part])
                 if self._progress:
                     self._progress(len(are_same), len(pairs))
         return np.array(are_same, bool)
 
-    def _is_same(self, pair: list[int]) -> bool:
-        return show_same_photo(*map(self._details, pair))
+    def _is_same(self, pair: list[int], is_similar: bool) -> bool:
+        first, second = map(self._details, pair)
+        if min(len(first.points), len(second.points)) < _LEAST_AGREEING:
+            return is_similar
+        return show_same_photo(first, second)
 
     def _read(self, image_id: int) -> Details:
         (image,) = self._gallery.images([image_id])

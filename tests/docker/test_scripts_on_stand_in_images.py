@@ -71,7 +71,10 @@ def test_app_image_on_stand_in_python_image_has_what_the_page_imports_and_no_mor
         "    __import__(module.name)"
     )
     rooms, *warnings = docker("exec", APP_CONTAINER, "python3", "-c", program).splitlines()
-    assert rooms == "__init__.py app client contract.py gallery.py layout.py"
+    assert (
+        rooms
+        == "__init__.py app client contract.py first_frame.py gallery.py image_file.py layout.py"
+    )
     assert all("No runtime found" in line for line in warnings)  # Streamlit's
 
 

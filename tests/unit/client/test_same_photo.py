@@ -60,13 +60,19 @@ def test_copies_of_all_kinds_are_of_the_same_photo_and_others_are_not(gallery):
     seen = []
     check = SamePhotoCheck(gallery, lambda *of: seen.append(of))
 
-    of_photo = check(np.array([[PHOTO, copy] for copy in COPIES]))
+    of_photo = check(np.array([[PHOTO, copy] for copy in COPIES]), np.zeros(5, bool))
     others = [[PHOTO, OTHER_PHOTO], [PHOTO, SAME_BACKGROUND], [PHOTO, BLANK], [OTHER_PHOTO, 5]]
-    of_others = check(np.array(others))
+    of_others = check(np.array(others), np.zeros(4, bool))
 
     assert of_photo.tolist() == [True] * 5
     assert of_others.tolist() == [False] * 4
     assert seen == [(5, 5), (4, 4)]
+
+
+def test_scores_decide_only_where_there_is_nothing_to_compare(gallery):
+    pairs = np.array([[PHOTO, BLANK], [PHOTO, OTHER_PHOTO]])
+
+    assert SamePhotoCheck(gallery)(pairs, np.array([True, True])).tolist() == [True, False]
 
 
 def test_copies_are_grouped_though_no_score_reaches_the_threshold(gallery, monkeypatch):

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from reverse_image_search import contract, layout
+from reverse_image_search.command_line import positive_integer
 from reverse_image_search.datasets import (
     DATASETS,
     Dataset,
@@ -59,7 +60,7 @@ from reverse_image_search.serving.export import (
     write_model_files,
 )
 from reverse_image_search.serving.memory import missing_memory
-from reverse_image_search.serving.model_config import ensemble_config, model_config
+from reverse_image_search.serving.model_config import write_configs
 from reverse_image_search.serving.publishing import (
     KEEP_VERSIONS,
     UNCHANGED,
@@ -108,11 +109,12 @@ def _build_and_publish(options: argparse.Namespace) -> int:
             raise PublishingError(missing)
         previous = _previous_metadata(options)
         _keep_options(options, previous)
-        publish = staging_update if _is_update(options, previous) else staging
+        kept = _kept_encoder(options, previous)
+        publish = staging_update if _is_update(options, kept) else staging
         with publish(options.output_dir) as folder:
             if _previous_metadata(options) != previous:
                 raise PublishingError("Another build has just been published. Run this again.")
-            build(options, folder, previous)
+            build(options, folder, previous, kept)
         shutil.rmtree(options.output_dir / _TRAINED, ignore_errors=True)
         remove_gallery(options.output_dir / _WORK)
         print(f"Published to {options.output_dir}.", flush=True)
@@ -141,16 +143,21 @@ class NothingToPublishError(Exception):
     """The published gallery is up to date, or only asked about."""
 
 
-def build(options: argparse.Namespace, folder: Path, previous: GalleryMetadata | None) -> None:
+def build(
+    options: argparse.Namespace,
+    folder: Path,
+    previous: GalleryMetadata | None,
+    kept: GalleryMetadata | None,
+) -> None:
     """Write the model repositories and the gallery into the empty `folder`, checked and scored.
 
-    Goes on with the `previous` gallery if there is one: with its encoder, unless another is asked
-    for, and with its ids. An update of it is an index and a gallery.
+    Goes on with the `previous` gallery, and its ids, if there is one; `kept` is the same where its
+    encoder stays, too. An update of it is an index and a gallery.
 
     Raises NothingToPublishError where that would be what is published already.
     """
     model_repo = folder / layout.MODEL_REPO
-    kept, is_update = _kept_encoder(options, previous), _is_update(options, previous)
+    is_update = _is_update(options, kept)
 
     with _step("read"):
         dataset = DATASETS[options.dataset].load(_dataset_options(options))
@@ -240,7 +247,7 @@ def build(options: argparse.Namespace, folder: Path, previous: GalleryMetadata |
         publish_gallery(writer.path, layout.gallery_file(folder), KEEP_VERSIONS)
 
     if not is_update:
-        _write_configs(folder, metadata, embeddings.shape[1], options.top_k, index_spec.platform)
+        write_configs(folder, metadata, embeddings.shape[1], options.top_k, index_spec.platform)
     _print_summary(folder, metadata, embeddings, score)
 
 
@@ -287,9 +294,8 @@ def _build_options(options: argparse.Namespace, kept: GalleryMetadata | None) ->
     return {**values, "encoder_recipe": recipe, "folders": folders}
 
 
-def _is_update(options: argparse.Namespace, previous: GalleryMetadata | None) -> bool:
+def _is_update(options: argparse.Namespace, kept: GalleryMetadata | None) -> bool:
     """Whether only gallery and index of what is published change."""
-    kept = _kept_encoder(options, previous)
     return kept is not None and all(
         kept.build_options[name] == getattr(options, name) for name in ("index", "top_k", "recall")
     )
@@ -369,26 +375,6 @@ def _gallery_image(image: LabeledImage, image_id: int = 0) -> GalleryImage:
     return GalleryImage(image_id, image.source, image.label, *facts)
 
 
-def _write_configs(
-    folder: Path, metadata: GalleryMetadata, embedding_dim: int, top_k: int, index_platform: str
-) -> None:
-    encoder_id = {contract.ENCODER_ID_PARAMETER: metadata.encoder_id}
-    identity = {**encoder_id, contract.GALLERY_ID_PARAMETER: metadata.gallery_id}
-    image_dims = (3, metadata.encoder_height, metadata.encoder_width)
-    config_of = partial(model_config, embedding_dim=embedding_dim, top_k=top_k)
-    for model, dims, parameters, platform in (
-        (contract.IMAGE_ENCODER, image_dims, encoder_id, "pytorch_libtorch"),
-        (contract.VECTOR_SIMILARITY, (embedding_dim,), identity, index_platform),
-    ):
-        text = config_of(model, example_dims=dims, parameters=parameters, platform=platform)
-        layout.config_file(folder / layout.MODEL_REPO, model.name).write_text(text)
-    ensemble_repo = folder / layout.ENSEMBLE_REPO
-    # Triton requires a version folder, although it stays empty.
-    layout.version_folder(ensemble_repo, contract.IMAGE_SEARCH.name).mkdir(parents=True)
-    config = layout.config_file(ensemble_repo, contract.IMAGE_SEARCH.name)
-    config.write_text(ensemble_config(embedding_dim, top_k, identity))
-
-
 @contextmanager
 def _step(name: str) -> Iterator[None]:
     start = time.perf_counter()
@@ -425,9 +411,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Make the image encoder, embed the gallery and export both models for Triton.",
     )
     add = parser.add_argument
-    add("--limit", type=_positive, metavar="N", help="use only the first N images of the gallery")
-    add("--epochs", type=_positive, metavar="N", help="passes over the images (default: encoder's)")
-    add("--top-k", type=_positive, metavar="K", help="neighbors served (default 100)")
+    add(
+        "--limit",
+        type=positive_integer,
+        metavar="N",
+        help="use only the first N images of the gallery",
+    )
+    add(
+        "--epochs",
+        type=positive_integer,
+        metavar="N",
+        help="passes over the images (default: encoder's)",
+    )
+    add("--top-k", type=positive_integer, metavar="K", help="neighbors served (default 100)")
     add("--data-dir", type=Path, default=root / "data", metavar="DIR", help="of the dataset")
     add("--output-dir", type=Path, default=root, metavar="DIR", help="where models and gallery go")
     add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
@@ -522,12 +518,6 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
     return share
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Options and tables of the commands that use a served build."""
+"""Options and tables of the commands."""
 
 import argparse
 import contextlib
@@ -25,6 +25,13 @@ def make_parser(description: str | None, **numbers: float | type) -> argparse.Ar
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=_positive(kind), default=default, metavar="N")
     return parser
+
+
+def positive_integer(text: str) -> int:
+    """Type of an option."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
 
 
 def _positive(kind: type) -> Callable[[str], float]:

@@ -13,6 +13,7 @@ Ids are never reused: with AUTOINCREMENT no image gets the id of a removed one. 
 file read-only, so it may be on a read-only file system.
 """
 
+import base64
 import hashlib
 import io
 import json
@@ -57,6 +58,8 @@ SCHEMA = f"""
 """
 
 
+# Of the scores in `GalleryMetadata.score_scale`, percent.
+SCORE_QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 _NOT_REMOVED = "id NOT IN (SELECT id FROM removed)"
 
 
@@ -77,8 +80,8 @@ class GalleryMetadata:
     encoder_is_grayscale: bool  # whether it converts its input to grayscale
     shows_objects_on_black: bool  # whether images show objects on a black background
     is_photos: bool = False  # whether images are photos, not the tiny pictures of a benchmark
-    # Quantiles (0, 5, 25, 50, 75, 95, 100 %) of the cosine scores of "random_pairs",
-    # "perturbed_copies" and, with labels, "same_label".
+    # `SCORE_QUANTILES` of the cosine scores of "random_pairs", "perturbed_copies" and, with labels,
+    # "same_label".
     score_scale: dict[str, list[float]] | None = None
     duplicate_threshold: float | None = None  # the least score of near-duplicates
     build_options: dict[str, Any] = field(default_factory=dict)  # an update keeps them
@@ -342,3 +345,9 @@ def make_thumbnail(pixels: np.ndarray, longest_side: int = 256) -> bytes:
         image.thumbnail((longest_side, longest_side))
         image.save(file, "WEBP", quality=85, method=2)  # half the time of the default, 4
     return file.getvalue()
+
+
+def data_uri(image_file: bytes) -> str:
+    """A PNG, JPEG or WebP file as a ``data:`` URI."""
+    kind = {b"\x89PNG": "png", b"RIFF": "webp"}.get(image_file[:4], "jpeg")
+    return f"data:image/{kind};base64,{base64.b64encode(image_file).decode()}"

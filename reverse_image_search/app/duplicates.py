@@ -6,10 +6,9 @@ from functools import partial
 
 import streamlit as st
 
-from reverse_image_search.app.image_dialog import open_image
-from reverse_image_search.app.image_grid import Line, Tile, data_uri, image_grid
-from reverse_image_search.app.originals import is_missing, shown_path
-from reverse_image_search.app.query import number_in_address, page_buttons, tile_ratio
+from reverse_image_search.app.image_dialog import open_image, photo_tile
+from reverse_image_search.app.image_grid import Line, Tile, image_grid
+from reverse_image_search.app.query import number_in_address, page_buttons
 from reverse_image_search.app.results import name_of
 from reverse_image_search.client import Client
 from reverse_image_search.client.duplicates import DuplicateGroup, find_duplicates
@@ -111,16 +110,6 @@ def group_tiles(gallery: Gallery, group: DuplicateGroup) -> list[Tile]:
             Line(" · ".join(facts)),
             Line(image.source, "faint"),
         ]
-        tiles.append(
-            Tile(
-                value=f"gallery-{image.id}",
-                name=f"{name_of(image)}, {size}, score {score:.4f}. Open it.",
-                source=data_uri(image.thumbnail),
-                lines=tuple(lines),
-                badge="file is gone" if is_missing(paths) else "",
-                ratio=tile_ratio(image),
-                path=shown_path(paths[0]) if paths else "",
-                picked=None,
-            )
-        )
+        name = f"{name_of(image)}, {size}, score {score:.4f}"
+        tiles.append(photo_tile(image, paths, name, lines))
     return tiles

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import streamlit as st
 
-from reverse_image_search.app.image_grid import data_uri
+from reverse_image_search.app.image_grid import Line, Tile
 from reverse_image_search.app.messages import plain
-from reverse_image_search.app.originals import NoOriginalError, as_jpeg, read_original, shown_path
-from reverse_image_search.app.query import pick
+from reverse_image_search.app.originals import (
+    NoOriginalError,
+    as_jpeg,
+    is_missing,
+    read_original,
+    shown_path,
+)
+from reverse_image_search.app.query import pick, tile_ratio
 from reverse_image_search.app.results import name_of
-from reverse_image_search.gallery import Gallery, GalleryImage
+from reverse_image_search.gallery import Gallery, GalleryImage, data_uri
+
+
+def photo_tile(
+    image: GalleryImage, paths: Sequence[Path], name: str, lines: Sequence[Line], badge: str = ""
+) -> Tile:
+    """The tile of an image that `open_image` is to show; `paths` are those of its files."""
+    return Tile(
+        value=f"gallery-{image.id}",
+        name=f"{name}. Open it.",
+        source=data_uri(image.thumbnail),
+        lines=tuple(lines),
+        badge="file is gone" if is_missing(paths) else badge,
+        ratio=tile_ratio(image),
+        path=shown_path(paths[0]) if paths else "",
+        picked=None,
+    )
 
 
 def open_image(value: str) -> None:

@@ -6,7 +6,6 @@ hundred elements and take several times as long to repaint.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,9 +67,3 @@ def image_grid(
     shown = [asdict(tile) for tile in tiles]
     data = {"label": label, "testId": key, "look": look, "tiles": shown}
     _component(key=key, data=data, on_pick_change=picked)
-
-
-def data_uri(image_file: bytes) -> str:
-    """A PNG, JPEG or WebP file as a ``data:`` URI."""
-    kind = {b"\x89PNG": "png", b"RIFF": "webp"}.get(image_file[:4], "jpeg")
-    return f"data:image/{kind};base64,{base64.b64encode(image_file).decode()}"

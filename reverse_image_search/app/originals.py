@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ class NoOriginalError(Exception):
     """An image's file cannot be shown; the message says why."""
 
 
-def is_missing(paths: list[Path]) -> bool:
+def is_missing(paths: Sequence[Path]) -> bool:
     """Whether all files of an image are gone from folders that are still there."""
     return bool(paths) and all(path.parent.is_dir() and not path.exists() for path in paths)
 

@@ -20,17 +20,15 @@ import streamlit as st
 
 from reverse_image_search import layout
 from reverse_image_search.app.duplicates import show_duplicates
-from reverse_image_search.app.image_dialog import open_image, show_opened_image
-from reverse_image_search.app.image_grid import Line, Tile, data_uri, image_grid
+from reverse_image_search.app.image_dialog import open_image, photo_tile, show_opened_image
+from reverse_image_search.app.image_grid import Line, Tile, image_grid
 from reverse_image_search.app.messages import plain, show_problem
-from reverse_image_search.app.originals import is_missing, shown_path
 from reverse_image_search.app.query import (
     Query,
     choose_query,
     current_query,
     pick,
     pick_region,
-    tile_ratio,
 )
 from reverse_image_search.app.query_card import histogram, query_card
 from reverse_image_search.app.region_box import region_box
@@ -39,7 +37,13 @@ from reverse_image_search.app.score_scale import score_scale
 from reverse_image_search.app.server_panel import show_how_it_works
 from reverse_image_search.client import Client, TritonError
 from reverse_image_search.client.search import WrongAnswerError, search_gallery, served_identity
-from reverse_image_search.gallery import Gallery, GalleryError, GalleryImage, make_thumbnail
+from reverse_image_search.gallery import (
+    Gallery,
+    GalleryError,
+    GalleryImage,
+    data_uri,
+    make_thumbnail,
+)
 from reverse_image_search.image_file import MAX_SIDE
 
 TRITON_URL = os.environ.get("TRITON_URL") or "http://127.0.0.1:8000"
@@ -259,18 +263,8 @@ def photo_tiles(
         lines += [Line(image.label)] if image.label else []
         lines += [Line(f"id {image.id} · {image.source}", "faint")] if details else []
         badge = "same image" if image.sha256 in query.digests else ""
-        tiles.append(
-            Tile(
-                value=f"gallery-{image.id}",
-                name=f"Result {rank}: {name_of(image)}, score {score:.4f}. Open it.",
-                source=data_uri(image.thumbnail),
-                lines=tuple(lines),
-                badge="file is gone" if is_missing(paths) else badge,
-                ratio=tile_ratio(image),
-                path=shown_path(paths[0]) if paths else "",
-                picked=None,
-            )
-        )
+        name = f"Result {rank}: {name_of(image)}, score {score:.4f}"
+        tiles.append(photo_tile(image, paths, name, lines, badge))
     return tiles
 
 

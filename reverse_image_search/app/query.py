@@ -12,13 +12,19 @@ import streamlit as st
 from PIL import Image
 
 from reverse_image_search.app.browse import browsed_ids, short_names
-from reverse_image_search.app.image_grid import Look, Tile, data_uri, image_grid
+from reverse_image_search.app.image_grid import Look, Tile, image_grid
 from reverse_image_search.app.originals import DETAILED_SIDE, query_pixels
 from reverse_image_search.app.paste import accept_pasted_images
 from reverse_image_search.app.query_image import as_encoder_sees, has_light_background, to_query
 from reverse_image_search.app.region_box import Region, parse_region
 from reverse_image_search.app.results import name_of, title_of
-from reverse_image_search.gallery import Gallery, GalleryImage, make_thumbnail, pixel_digest
+from reverse_image_search.gallery import (
+    Gallery,
+    GalleryImage,
+    data_uri,
+    make_thumbnail,
+    pixel_digest,
+)
 from reverse_image_search.image_file import (
     MAX_BYTES,
     MAX_SIDE,
@@ -71,12 +77,11 @@ def browse(gallery: Gallery) -> None:
     if len(gallery.metadata.class_names) > 1:
         counts = gallery.label_counts()
         options = [EVERYTHING, *counts]
-        names = {EVERYTHING: EVERYTHING} | {each: f"{each} ({counts[each]:,})" for each in counts}
+        names = {each: f"{each} ({counts[each]:,})" for each in counts}
         label = choose("Label", "label", options, names)
     folders = gallery.folders()
     if len(folders) > max(1, len(gallery.metadata.class_names)):
-        names = {EVERYTHING: EVERYTHING} | short_names(folders)
-        folder = choose("Folder", "folder", [EVERYTHING, *folders], names)
+        folder = choose("Folder", "folder", [EVERYTHING, *folders], short_names(folders))
     with st.container(horizontal=True, vertical_alignment="bottom"):
         text = st.text_input(
             "Text in the path",
@@ -93,35 +98,30 @@ def browse(gallery: Gallery) -> None:
     show_examples(gallery, "gallery", ids)
 
 
-def choose(title: str, key: str, options: list[str], names: dict[str, str]) -> str | None:
-    """A choice that the address keeps; None if it is `EVERYTHING`."""
+def choose(
+    title: str, key: str, options: list[str], names: dict[str, str] | None = None
+) -> str | None:
+    """A choice that the address keeps; None if it is the first, which is for all images."""
     chosen = st.selectbox(
         title,
         options,
         key=key,
-        format_func=lambda option: names.get(option, option),
+        format_func=lambda option: (names or {}).get(option, option),
         bind="query-params",
         on_change=st.query_params.update,
         args=({"page": "1"},),
     )
-    return None if chosen == EVERYTHING else chosen
+    return None if chosen == options[0] else chosen
 
 
 def choose_example(gallery: Gallery) -> None:
     """The examples, by class, in order or shuffled."""
-    class_name = ALL_CLASSES
+    label = None
     with st.container(horizontal=True, vertical_alignment="bottom"):
         if gallery.metadata.class_names:
-            class_name = st.selectbox(
-                "Class",
-                [ALL_CLASSES, *gallery.metadata.class_names],
-                key="class",
-                bind="query-params",
-                on_change=st.query_params.update,
-                args=({"page": "1"},),
-            )
+            label = choose("Class", "class", [ALL_CLASSES, *gallery.metadata.class_names])
         shuffle_button()
-    kind, ids = example_ids(gallery, None if class_name == ALL_CLASSES else class_name)
+    kind, ids = example_ids(gallery, label)
     show_examples(gallery, kind, ids)
 
 

@@ -7,8 +7,8 @@ import html
 import numpy as np
 import streamlit as st
 
-from reverse_image_search.app.image_grid import data_uri
 from reverse_image_search.app.query import Query
+from reverse_image_search.gallery import data_uri
 
 _STYLE = """<style>
 .card { display: flex; flex-wrap: wrap; gap: 1rem; }

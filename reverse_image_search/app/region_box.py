@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import streamlit as st
 
-from reverse_image_search.app.image_grid import data_uri
+from reverse_image_search.gallery import data_uri
 
 _component = st.components.v2.component(
     "region_box",

@@ -6,7 +6,8 @@ import html
 
 import numpy as np
 
-_SHARES = (0, 5, 25, 50, 75, 95, 100)  # percent, of the quantiles in `GalleryMetadata.score_scale`
+from reverse_image_search.gallery import SCORE_QUANTILES
+
 _KINDS = {
     "random_pairs": "random pairs",
     "same_label": "pairs with the same label",
@@ -69,7 +70,7 @@ def score_scale(scale: dict[str, list[float]], scores: np.ndarray, lowest: float
 def meaning_of(score: float, scale: dict[str, list[float]]) -> str:
     """A sentence that compares `score` with those of the pairs in `scale`."""
     shares = [
-        f"{np.interp(score, scale[kind], _SHARES):.0f} % of {title}"
+        f"{np.interp(score, scale[kind], SCORE_QUANTILES):.0f} % of {title}"
         for kind, title in _KINDS.items()
         if kind in scale
     ]

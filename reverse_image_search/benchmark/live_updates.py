@@ -36,7 +36,7 @@ from reverse_image_search.gallery import Gallery, GalleryImage, GalleryMetadata,
 from reverse_image_search.indexes import ExactIndex
 from reverse_image_search.serving.export import write_model_files
 from reverse_image_search.serving.live import wait_until_served
-from reverse_image_search.serving.model_config import ensemble_config, model_config
+from reverse_image_search.serving.model_config import write_configs
 from reverse_image_search.serving.publishing import (
     KEEP_VERSIONS,
     publish_index_version,
@@ -158,27 +158,8 @@ class UpdatedBuild:
         write_model_files(
             {layout.MODEL_FILENAME: FlattenedPixels(self.is_mirrored)}, encoder_folder, input_ndim=4
         )
-        identity = {contract.ENCODER_ID_PARAMETER: self._name}
-        for model, dims in (
-            (contract.IMAGE_ENCODER, (3, self._side, self._side)),
-            (contract.VECTOR_SIMILARITY, (self._dims,)),
-        ):
-            config = model_config(
-                model,
-                embedding_dim=self._dims,
-                top_k=_TOP_K,
-                example_dims=dims,
-                parameters=identity,
-            )
-            path = layout.config_file(model_repo, model.name)
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(config)
-            identity |= {contract.GALLERY_ID_PARAMETER: self._name}
-        ensemble_repo, name = folder / layout.ENSEMBLE_REPO, contract.IMAGE_SEARCH.name
-        layout.version_folder(ensemble_repo, name).mkdir(parents=True)
-        ensemble = ensemble_config(self._dims, _TOP_K, identity)
-        layout.config_file(ensemble_repo, name).write_text(ensemble)
         self._write_update(folder)
+        write_configs(folder, self._metadata, self._dims, _TOP_K)
 
     def _write_update(self, folder: Path) -> None:
         ids = np.array(list(self.images))
@@ -192,10 +173,14 @@ class UpdatedBuild:
         kept = [set(version.ids.tolist()) for version in self.history[1 - KEEP_VERSIONS :]]
         rows = sorted(set(ids.tolist()).union(*kept))
         sides = self._side, self._side
-        metadata = GalleryMetadata(self._name, self._name, "pixels", [], *sides, False, False)
         images = (GalleryImage(each, str(each), None, *sides, b"", b"") for each in rows)
-        write_gallery(layout.gallery_file(folder), metadata, images)
+        write_gallery(layout.gallery_file(folder), self._metadata, images)
         self.history.append(Version(ids, embeddings, self.is_mirrored, time.monotonic()))
+
+    @property
+    def _metadata(self) -> GalleryMetadata:
+        sides = self._side, self._side
+        return GalleryMetadata(self._name, self._name, "pixels", [], *sides, False, False)
 
     @property
     def _name(self) -> str:

@@ -27,6 +27,6 @@ source "$LIB_DIR/python_environment.sh"
 ERROR_CODE=2
 help_if_asked "$@"
 read_settings
-prepare_python --only "tritonclient numpy pillow tqdm" "$REPO_ROOT/requirements-duplicates.txt" >&2
+prepare_python --only "$TERMINAL_PACKAGES" "$REPO_ROOT/requirements-duplicates.txt" >&2
 export TRITON_URL="${TRITON_URL:-http://127.0.0.1:$TRITON_HTTP_PORT}"
 exec "$PYTHON" -I -m reverse_image_search.terminal.duplicates "$@"

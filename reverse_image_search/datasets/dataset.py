@@ -39,8 +39,6 @@ class Dataset:
     class_names: list[str]  # all labels; empty without labels
     shows_objects_on_black: bool = False  # whether images show objects on a black background
     is_photos: bool = False  # whether images are photos, not the tiny pictures of a benchmark
-    # Whether images are files that may come and go: a later build then embeds only new ones.
-    is_of_files: bool = False
 
     def sample(self, count: int, seed: int = 0) -> list[LabeledImage]:
         """Draw `count` images of the gallery that can be read, or all if there are fewer."""

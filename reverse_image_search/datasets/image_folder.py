@@ -238,7 +238,6 @@ def load_image_folder(options: DatasetOptions) -> ImageFolder:
         queries=[],
         class_names=sorted(filter(None, labels_found)),
         is_photos=True,
-        is_of_files=True,
         found=found,
         label_of=label_of,
         has_labels=options.has_labels and not options.labels_file,

@@ -13,6 +13,7 @@ from reverse_image_search.datasets import Dataset
 from reverse_image_search.encoders.embedding import embed_each
 from reverse_image_search.encoders.fashion import join_parts
 from reverse_image_search.encoders.pretrained import PretrainedEncoder
+from reverse_image_search.encoders.spec import TrainingOptions
 from reverse_image_search.first_frame import ImageFileError
 from reverse_image_search.training import adaptation
 from reverse_image_search.training.augmentation import photo_view
@@ -71,13 +72,20 @@ class Score(NamedTuple):
 
 @torch.no_grad()
 def adapt(
-    encoder: PretrainedEncoder, dataset: Dataset, input_size: tuple[int, int], seed: int = 0
+    encoder: PretrainedEncoder,
+    dataset: Dataset,
+    input_size: tuple[int, int],
+    options: TrainingOptions,
 ) -> PretrainedEncoder:
     """Give `encoder` the best head that can be learned from a sample of the gallery.
+
+    Unless `options` say that it is not to be adapted.
 
     Held-out images choose: the head stays as it is unless another is at least as good on both
     halves of the search quality.
     """
+    if not options.adapt:
+        return encoder
     if len(dataset.gallery) < adaptation.FEWEST_IMAGES:
         print(
             f"The encoder is not adapted: that takes {adaptation.FEWEST_IMAGES} images.", flush=True
@@ -85,7 +93,7 @@ def adapt(
         return encoder
     raw_head = encoder.head
     encoder.head = nn.Identity()
-    features = extract_features(encoder, dataset, input_size, seed)
+    features = extract_features(encoder, dataset, input_size, options.seed)
     encoder.head = raw_head
     if len(features.originals) < adaptation.FEWEST_IMAGES / 2 or not features.is_held_out.any():
         print("The encoder is not adapted: few of the images can be read.", flush=True)

@@ -100,7 +100,7 @@ def load_efficientnet_lite0(dataset: Dataset, options: TrainingOptions) -> Pretr
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocess = ResizeToArea(SIDE, STRIDE, [PIXEL_MEAN] * 3, [PIXEL_STD] * 3)
     encoder = PretrainedEncoder(preprocess, network, FirstFeatures(FEATURES)).eval()
-    return adapt(encoder, dataset, (SIDE, SIDE), options.seed) if options.adapt else encoder
+    return adapt(encoder, dataset, (SIDE, SIDE), options)
 
 
 def _packaged_weights() -> Path:

@@ -9,7 +9,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 _PIXELS_AT_ONCE = 500 * 28 * 28  # in a batch; more take memory, but no less time
 Item = TypeVar("Item")
@@ -19,19 +18,12 @@ def embed_images(
     encoder: nn.Module,
     images: Sequence[np.ndarray] | np.ndarray,
     input_size: tuple[int, int] = (28, 28),
-    progress: bool = False,
 ) -> np.ndarray:
     """Embed images of any size.
 
     N images, each (height, width) or (height, width, 3) uint8 -> (N, D) float32
     """
-    bar = tqdm(total=len(images), desc="embed", unit=" images", disable=not progress, leave=False)
-    embeddings = []
-    with bar:
-        for _image, embedding in embed_each(encoder, images, np.asarray, input_size):
-            embeddings.append(embedding)
-            bar.update()
-    return np.stack(embeddings)
+    return np.stack([row for _image, row in embed_each(encoder, images, np.asarray, input_size)])
 
 
 def embed_each(

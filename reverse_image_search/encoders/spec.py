@@ -39,5 +39,4 @@ class EncoderSpec:
     quality_gate: Mapping[str, float] = field(default_factory=dict)  # see `check_quality`
     quality_variant: str | None = None  # name of the encoder that ``--quality`` uses instead
     quick_variant: str | None = None  # and ``--quick``
-    requirements: str | None = None  # file of packages that it needs besides requirements.txt
     export_tolerance: float = 1e-5  # allowed difference between exported encoder and module

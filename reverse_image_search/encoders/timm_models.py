@@ -63,4 +63,4 @@ def _load(name: str, model: str, dataset: Dataset, options: TrainingOptions) -> 
         published["interpolation"],
     )
     encoder = PretrainedEncoder(preprocess, trace(network, SIDE)).eval()
-    return adapt(encoder, dataset, (SIDE, SIDE), options.seed) if options.adapt else encoder
+    return adapt(encoder, dataset, (SIDE, SIDE), options)

@@ -71,4 +71,4 @@ def _load(
         transforms.interpolation.value,
     )
     encoder = PretrainedEncoder(preprocess, trace(remove_last_linear(network), side)).eval()
-    return adapt(encoder, dataset, (side, side), options.seed) if options.adapt else encoder
+    return adapt(encoder, dataset, (side, side), options)

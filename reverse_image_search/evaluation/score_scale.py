@@ -8,8 +8,7 @@ import numpy as np
 
 from reverse_image_search.evaluation.build_score import draw_originals
 from reverse_image_search.evaluation.photo_copies import kinds_of_copies
-
-QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent
+from reverse_image_search.gallery import SCORE_QUANTILES
 
 _PAIRS = 10_000
 _COPIES = 300  # of all kinds together
@@ -24,8 +23,8 @@ _ALIKE = 1 - 1e-6  # scores above this are those of equal images
 class ScoreScale(NamedTuple):
     """The scores of a gallery's pairs, as `GalleryMetadata` has them."""
 
-    # `QUANTILES` of the scores of "random_pairs", of "perturbed_copies" with their originals, and,
-    # where there are labels, of pairs of the "same_label".
+    # `SCORE_QUANTILES` of the scores of "random_pairs", of "perturbed_copies" with their originals,
+    # and, where there are labels, of pairs of the "same_label".
     score_scale: dict[str, list[float]]
     duplicate_threshold: float  # the least score of near-duplicates
 
@@ -57,7 +56,7 @@ def measure_score_scale(
     }
     return ScoreScale(
         {
-            name: np.percentile(values, QUANTILES).round(4).tolist()
+            name: np.percentile(values, SCORE_QUANTILES).round(4).tolist()
             for name, values in scores.items()
             if len(values)
         },

@@ -7,8 +7,11 @@ repository runs on CPU and GPU.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from reverse_image_search import contract, layout
+from reverse_image_search.gallery import GalleryMetadata
 
 
 @dataclass(frozen=True)
@@ -120,3 +123,28 @@ def _warmup_sizes() -> list[int]:
     """1, 2, 4, ... and the largest batch."""
     powers = (2**i for i in range(contract.MAX_BATCH_SIZE.bit_length()))
     return sorted({*powers, contract.MAX_BATCH_SIZE})
+
+
+def write_configs(
+    folder: Path,
+    metadata: GalleryMetadata,
+    embedding_dim: int,
+    top_k: int,
+    index_platform: str = "pytorch_libtorch",
+) -> None:
+    """Write the configurations of a build into its model repositories, which are in `folder`."""
+    encoder_id = {contract.ENCODER_ID_PARAMETER: metadata.encoder_id}
+    identity = {**encoder_id, contract.GALLERY_ID_PARAMETER: metadata.gallery_id}
+    image_dims = (3, metadata.encoder_height, metadata.encoder_width)
+    config_of = partial(model_config, embedding_dim=embedding_dim, top_k=top_k)
+    for model, dims, parameters, platform in (
+        (contract.IMAGE_ENCODER, image_dims, encoder_id, "pytorch_libtorch"),
+        (contract.VECTOR_SIMILARITY, (embedding_dim,), identity, index_platform),
+    ):
+        text = config_of(model, example_dims=dims, parameters=parameters, platform=platform)
+        layout.config_file(folder / layout.MODEL_REPO, model.name).write_text(text)
+    ensemble_repo = folder / layout.ENSEMBLE_REPO
+    # Triton requires a version folder, although it stays empty.
+    layout.version_folder(ensemble_repo, contract.IMAGE_SEARCH.name).mkdir(parents=True)
+    config = layout.config_file(ensemble_repo, contract.IMAGE_SEARCH.name)
+    config.write_text(ensemble_config(embedding_dim, top_k, identity))

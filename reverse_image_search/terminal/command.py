@@ -34,13 +34,6 @@ def run(name: str, command: Callable[[], int]) -> int:
         return _INTERRUPTED
 
 
-def positive_integer(text: str) -> int:
-    """Type of an option."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
-
-
 def cosine_similarity(text: str) -> float:
     """Type of an option."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import os
 import shutil
@@ -13,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
+from reverse_image_search.gallery import data_uri
 from reverse_image_search.terminal.output import Match, printable
 
 _HEAD = """<!doctype html>
@@ -77,7 +77,5 @@ def _link(path: str) -> str:
 
 
 def _image(data: bytes, text: str, is_tiny: bool = False) -> str:
-    kinds = {b"\x89PNG": "png", b"RIFF": "webp"}
-    source = f"data:image/{kinds.get(data[:4], 'jpeg')};base64,{base64.b64encode(data).decode()}"
     tiny = ' class="tiny"' if is_tiny else ""
-    return f'<img{tiny} alt="{html.escape(printable(text))}" src="{source}">'
+    return f'<img{tiny} alt="{html.escape(printable(text))}" src="{data_uri(data)}">'

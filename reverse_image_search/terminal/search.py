@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from reverse_image_search.client import Client
-from reverse_image_search.command_line import make_parser
+from reverse_image_search.command_line import make_parser, positive_integer
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import BUILD_COMMAND, gallery_file
 from reverse_image_search.terminal.command import (
@@ -23,7 +23,6 @@ from reverse_image_search.terminal.command import (
     NOTHING_FOUND,
     TerminalError,
     cosine_similarity,
-    positive_integer,
     run,
 )
 from reverse_image_search.terminal.contact_sheet import open_on_desktop, write_contact_sheet

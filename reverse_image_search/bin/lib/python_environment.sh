@@ -11,7 +11,7 @@ readonly CUDA_SIZE="a download of 2.8 GB, 5.2 GB on disk" # of the pinned torch
 # What a job needs of requirements.txt.
 # shellcheck disable=SC2034 # for the scripts
 readonly BUILD_PACKAGES="torch torchvision numpy pillow tqdm" SERVER_PACKAGES="torch numpy" \
-  APP_PACKAGES="streamlit tritonclient numpy pillow"
+  APP_PACKAGES="streamlit tritonclient numpy pillow" TERMINAL_PACKAGES="tritonclient numpy pillow tqdm"
 
 # prepare_python [--only "NAME ..."] [FILE ...]
 # Makes or updates .venv with the packages of requirements.txt, or the named ones of them, and of

@@ -8,10 +8,15 @@ from torch import Tensor, nn
 from reverse_image_search.datasets import Dataset, LabeledImage
 from reverse_image_search.encoders import adapted
 from reverse_image_search.encoders.pretrained import PretrainedEncoder
+from reverse_image_search.encoders.spec import TrainingOptions
 from reverse_image_search.serving.export import load_torchscript, write_model_files
 from reverse_image_search.training.adaptation import is_held_out
 
 KINDS = 4
+
+
+def adapt(encoder: PretrainedEncoder, dataset: Dataset) -> PretrainedEncoder:
+    return adapted.adapt(encoder, dataset, (16, 32), TrainingOptions())
 
 
 def noisy_photos(count: int, with_labels: bool) -> Dataset:
@@ -77,7 +82,7 @@ def recall_at_1(encoder: nn.Module, originals: np.ndarray, copies: np.ndarray) -
 @torch.no_grad()
 def test_it_finds_more_copies_and_more_of_the_same_kind(tmp_path, capsys):
     dataset = noisy_photos(400, with_labels=True)
-    raw, encoder = new_encoder(), adapted.adapt(new_encoder(), dataset, (16, 32))
+    raw, encoder = new_encoder(), adapt(new_encoder(), dataset)
     assert precision_of_held_out(encoder, dataset) > precision_of_held_out(raw, dataset) + 0.2
 
     generator = np.random.default_rng(1)
@@ -99,7 +104,7 @@ def test_it_finds_more_copies_and_more_of_the_same_kind(tmp_path, capsys):
 @torch.no_grad()
 def test_without_labels_it_learns_from_copies_alone():
     dataset = noisy_photos(400, with_labels=False)
-    encoder = adapted.adapt(new_encoder(), dataset, (16, 32))
+    encoder = adapt(new_encoder(), dataset)
     assert isinstance(encoder.head, adapted.InstanceHead)
 
 
@@ -112,12 +117,12 @@ def test_a_head_that_is_worse_is_not_taken(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(adapted, "learn_heads", lambda _features: [Useless()])
     encoder = new_encoder()
     raw_head = encoder.head
-    assert adapted.adapt(encoder, noisy_photos(250, False), (16, 32)).head is raw_head
+    assert adapt(encoder, noisy_photos(250, False)).head is raw_head
     assert "no learned head is better" in capsys.readouterr().out
 
 
 def test_few_images_leave_it_as_it_is(capsys):
     encoder = new_encoder()
     raw_head = encoder.head
-    assert adapted.adapt(encoder, noisy_photos(20, True), (16, 32)).head is raw_head
+    assert adapt(encoder, noisy_photos(20, True)).head is raw_head
     assert "not adapted" in capsys.readouterr().out

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from reverse_image_search.evaluation.score_scale import QUANTILES, measure_score_scale
+from reverse_image_search.evaluation.score_scale import measure_score_scale
+from reverse_image_search.gallery import SCORE_QUANTILES
 
 
 def even_images(count: int) -> list[np.ndarray]:
@@ -28,7 +29,7 @@ def test_quantiles_are_of_the_pairs_that_they_name():
     scale = measure_score_scale(embed, even_images(7), at_angles(degrees), labels, is_photos=False)
 
     assert set(scale.score_scale) == {"random_pairs", "perturbed_copies", "same_label"}
-    assert all(len(values) == len(QUANTILES) == 7 for values in scale.score_scale.values())
+    assert all(len(values) == len(SCORE_QUANTILES) == 7 for values in scale.score_scale.values())
     assert scale.score_scale["random_pairs"][0] == pytest.approx(-1, abs=1e-3)
     assert scale.score_scale["random_pairs"][-1] == pytest.approx(np.cos(np.radians(0.5)), abs=1e-4)
     same_label = np.cos(np.radians([1, 0.5])).round(4)

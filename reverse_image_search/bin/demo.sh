@@ -67,7 +67,7 @@ elif [[ ! -f $OUTPUT_DIR/gallery/SHA256SUMS ]]; then
   run "$server" --check
   echo "There are no models yet. Building them with build_models.sh --quick, in 2 to 3 minutes on 2 cores."
   run "$REPO_ROOT/$BIN/build_models.sh" --quick
-  echo "These are the quick models. The full build finds better ones in about 10 minutes; this demo takes them over:"
+  echo "These are the quick models. The full build takes some minutes more and finds better ones; this demo takes them over:"
   echo "  $BIN/build_models.sh"
 fi
 run "$server" --detach

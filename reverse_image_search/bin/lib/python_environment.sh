@@ -4,7 +4,7 @@
 
 PYTHON="$REPO_ROOT/.venv/bin/python"
 
-# PyTorch's own index of wheels without CUDA: a download of 200 MB instead of 2.8 GB.
+# PyTorch's own index of wheels without CUDA: a few hundred MB instead of 2.8 GB.
 readonly TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 readonly CUDA_SIZE="a download of 2.8 GB, 5.2 GB on disk" # of the pinned torch
 

@@ -11,10 +11,11 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
 source "$LIB_DIR/python_environment.sh"
+source "$LIB_DIR/published_build.sh"
 source "$LIB_DIR/docker.sh"
 
 docker_start_app() {
-  local service=app
+  local service=app volumes
   [[ -d $OUTPUT_DIR/gallery ]] ||
     die "there is no gallery in $OUTPUT_DIR. Build it with $BIN/build_models.sh"
   find_compose
@@ -25,6 +26,9 @@ docker_start_app() {
     export TRITON_URL="http://127.0.0.1:$TRITON_HTTP_PORT" # a server of the local runtime
   fi
   [[ ! ${TRITON_URL-} =~ ^https?://(localhost|127\.|\[::1\]) ]] || service=app-on-host
+  volumes="$(run_module serving.app_volumes "$OUTPUT_DIR")" ||
+    echo "The app shows thumbnails instead of originals: to find their folders takes Python 3.10 or newer on this machine." >&2
+  [[ -z $volumes ]] || COMPOSE+=(--file "$volumes")
   start_service "$service" "$APP_CONTAINER" 0
   echo "Open $(app_url) in a browser; Ctrl-C stops the app."
   stay

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from reverse_image_search.gallery import GalleryFile, GalleryMetadata, write_gallery
+from reverse_image_search.layout import gallery_file
 from tests.running import REPO_ROOT, free_ports, run_script, script_environment, skip_or_fail
 
 # A command fails with the text in failures/<command>; a Compose command is named without `compose`
@@ -24,11 +26,13 @@ arguments = sys.argv[1:]
 is_compose = pathlib.Path(__file__).name == "docker-compose" or arguments[0] == "compose"
 if arguments[0] == "compose":
     del arguments[0]
+files = []
 if is_compose:
     while arguments[0].startswith("--"):
+        files += arguments[1:2] * (arguments[0] == "--file")
         del arguments[:2]
 with (home / "calls").open("a") as calls:
-    calls.write(json.dumps([is_compose, arguments, dict(os.environ)]) + "\\n")
+    calls.write(json.dumps([is_compose, arguments, dict(os.environ), files]) + "\\n")
 for name in (arguments[0], "-".join(arguments[:2])):
     if (home / "failures" / name).exists():
         sys.exit((home / "failures" / name).read_text())
@@ -48,6 +52,7 @@ class Call:
 
     arguments: list[str]
     environment: dict[str, str]
+    files: list[str]  # docker-compose.yml, and what is read after it
 
 
 class FakeDocker:
@@ -91,9 +96,9 @@ class FakeDocker:
         calls = self._folder / "calls"
         lines = calls.read_text().splitlines() if calls.exists() else []
         return [
-            Call(arguments, environment)
-            for is_compose, arguments, environment in map(json.loads, lines)
-            if is_compose and arguments[0] == command
+            Call(*call)
+            for is_compose, *call in map(json.loads, lines)
+            if is_compose and call[0][0] == command
         ]
 
     def up(self) -> Call:
@@ -278,6 +283,41 @@ def test_app_uses_the_network_that_leads_to_its_server(
     fake_docker.run_script("start_app.sh", TRITON_URL=url)
     assert fake_docker.up().arguments[-1] == service
     assert fake_docker.up().environment["TRITON_URL"] == url
+    assert len(fake_docker.up().files) == 1  # no images of one's own
+
+
+def test_app_sees_the_folders_of_its_gallery_read_only(
+    fake_docker: FakeDocker, tmp_path: Path
+) -> None:
+    named, added = tmp_path / "my \"best\" photos, 'n' $HOME", tmp_path / "scans"
+    not_utf8 = Path(os.fsdecode(bytes(tmp_path / "not") + b"\xff"))
+    others = [tmp_path / "gone", tmp_path / "a:b", not_utf8, Path("/usr")]
+    for folder in (named / "inside", added, *others[1:]):
+        folder.mkdir(parents=True, exist_ok=True)
+    paths = [named / "inside" / "1.jpg", added / "2.jpg", *(each / "3.jpg" for each in others)]
+    write_gallery(
+        gallery_file(fake_docker.output_dir),
+        GalleryMetadata(
+            "gallery", "encoder", "photos", [], 8, 8, False, False,
+            build_options={"folders": list(map(str, [named, *others]))},
+        ),
+        [],
+        files=[GalleryFile(bytes(path), 0, 0, 0) for path in paths],
+    )  # fmt: skip
+
+    output = fake_docker.run_script("start_app.sh").stderr
+
+    main_file, volumes_file = fake_docker.up().files
+    assert main_file == str(REPO_ROOT / "docker-compose.yml")
+    app = json.loads(Path(volumes_file).read_text())["services"]["app"]
+    assert app["volumes"] == [
+        {"type": "bind", "source": path, "target": path, "read_only": True}
+        for path in (str(named).replace("$", "$$"), str(added))
+    ]
+    for reason in ("gone': it is not there", "a colon", "not UTF-8", "'/usr': the app's container"):
+        assert reason in output
+    together = ("--file", main_file, "--file", volumes_file)
+    assert f"target: {added}\n" in compose_config(*together, "--profile", "cpu")
 
 
 @pytest.mark.parametrize("script", ["build_models.sh", CPU_SCRIPT, "start_app.sh"])
@@ -343,14 +383,19 @@ def test_compose_that_does_not_reach_the_engine_says_why(fake_docker: FakeDocker
 
 
 def test_build_arguments_and_devices_come_from_the_environment() -> None:
-    """As Compose itself reads docker-compose.yml; that needs no engine."""
+    variables = {"TORCH_INDEX_URL": "https://example.org/whl/cu130", "GPUS": "0,2"}
+    config = compose_config("--profile", "gpu", "--profile", "build", **variables)
+    assert "TORCH_INDEX_URL: https://example.org/whl/cu130" in config
+    assert "- 0,2\n" in config
+
+
+def compose_config(*options: str, **variables: str) -> str:
+    """As Compose itself reads docker-compose.yml and further files; that needs no engine."""
     if not shutil.which("docker-compose"):
         skip_or_fail("docker-compose; tests/docker/install_engine.sh installs it")
-    variables = {"TORCH_INDEX_URL": "https://example.org/whl/cu130", "GPUS": "0,2"}
     result = subprocess.run(
-        ["docker-compose", "--profile", "gpu", "--profile", "build", "config"],
+        ["docker-compose", *options, "config"],
         cwd=REPO_ROOT, env=script_environment(**variables), capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "TORCH_INDEX_URL: https://example.org/whl/cu130" in result.stdout
-    assert "- 0,2\n" in result.stdout
+    return result.stdout

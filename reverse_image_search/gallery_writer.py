@@ -11,6 +11,8 @@ when the file is renamed, and an exact copy is a further path of the same image.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Container, Iterable
@@ -30,6 +32,7 @@ from reverse_image_search.gallery import (
 from reverse_image_search.image_reader import ReadFile
 
 _COMMIT_SECONDS = 2.0
+_UNUSED_PAGES = 0.25  # share of a gallery that removed images may leave
 
 
 class GalleryWriter:
@@ -196,10 +199,10 @@ def continue_gallery(path: Path, published: Path | None) -> GalleryWriter:
 
     Of what was left beside a published gallery, embedded images stay, known by their content; its
     files do not, for another command may follow than the one that was interrupted. All is discarded
-    if it belongs to another gallery.
+    if it belongs to another gallery or was published.
     """
     gallery_id = Gallery(published).gallery_id if published else None
-    if path.exists():
+    if path.exists() and path.stat().st_nlink == 1:  # else `publish_gallery` has linked it
         with suppress(sqlite3.DatabaseError):
             writer = GalleryWriter(path, is_resumed=True)
             if published is None:
@@ -208,34 +211,40 @@ def continue_gallery(path: Path, published: Path | None) -> GalleryWriter:
                 writer.take_files_of(published)
                 return writer
             writer.__exit__()
-        remove_gallery(path)
+    remove_gallery(path)
     if published:
         part = path.with_suffix(".part")
-        part.unlink(missing_ok=True)
-        copy_gallery(published, part)
+        shutil.copyfile(published, part)
         part.rename(path)
     return GalleryWriter(path)
 
 
 def publish_gallery(source: Path, target: Path, kept_versions: int) -> None:
-    """Write a compact copy of a gallery; it, too, never gives an id again.
+    """Have a gallery at `target`, too; it never gives an id again.
 
-    It is without the images that were removed `kept_versions` updates ago or earlier.
+    It loses the images that were removed `kept_versions` updates ago or earlier, and, from time to
+    time, the space that they took. Where the file system has hard links, both are then one file:
+    `continue_gallery` starts from a copy.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    copy_gallery(source, target)
-    with closing(sqlite3.connect(target)) as database, database:
-        database.execute("UPDATE removed SET updates = updates + 1")
-        old = "SELECT id FROM removed WHERE updates > ?"
-        for table in ("embeddings", "images"):
-            database.execute(f"DELETE FROM {table} WHERE id IN ({old})", (kept_versions,))
-        database.execute("DELETE FROM removed WHERE updates > ?", (kept_versions,))
-
-
-def copy_gallery(source: Path, target: Path) -> None:
-    """Write a compact copy of a gallery as it is."""
     with closing(sqlite3.connect(source)) as database:
-        database.execute("VACUUM INTO ?", (str(target),))
+        with database:
+            database.execute("UPDATE removed SET updates = updates + 1")
+            old = "SELECT id FROM removed WHERE updates > ?"
+            for table in ("embeddings", "images"):
+                database.execute(f"DELETE FROM {table} WHERE id IN ({old})", (kept_versions,))
+            database.execute("DELETE FROM removed WHERE updates > ?", (kept_versions,))
+        unused, pages = (
+            database.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("freelist_count", "page_count")
+        )
+        if unused > _UNUSED_PAGES * pages:
+            database.execute("VACUUM INTO ?", (str(target),))
+            return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def remove_gallery(path: Path) -> None:

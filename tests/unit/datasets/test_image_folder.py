@@ -349,9 +349,12 @@ def test_what_an_interrupted_update_removed_is_there_for_another_command(folder,
     work, published = tmp_path / "work.sqlite", tmp_path / "published.sqlite"
     sync(work, folder)
     publish_gallery(work, published, kept_versions=2)
+    content = published.read_bytes()
+    continue_gallery(work, published).__exit__()
     write_image(folder / "bags" / "4.png", 44)
     sync(work, removed=(folder / "bags",))  # and is killed before it is published
     sync(work, added=(folder / "bags" / "4.png",))
+    assert published.read_bytes() == content
 
     continue_gallery(work, published).__exit__()
     assert ids_by_name(work).keys() == {"1.png", "2.png", "3.png"}

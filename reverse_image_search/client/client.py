@@ -18,6 +18,8 @@ from reverse_image_search.client import connections
 from reverse_image_search.client.errors import RequestRejectedError, TritonError, triton_error
 from reverse_image_search.client.tensors import batches_of_one_shape, to_tensors
 
+_BAD_GATEWAY = "502"  # what a balancer answers when the server behind it ends without an answer
+
 
 class Neighbors(NamedTuple):
     """The nearest gallery images of n queries, best first."""
@@ -168,14 +170,19 @@ class Client:
         """Call a method of this thread's `InferenceServerClient`.
 
         A kept connection that turns out broken, as after a restart of the server, is replaced
-        once: searching changes nothing on the server.
+        once, and a balancer whose replica died is asked once more: searching changes nothing on
+        the server.
         """
+        has_asked_again = False
         while True:
             kept = connections.of_this_thread().get((self.url, self.timeout))
             try:
                 connection = kept or connections.add(self.url, self.timeout)
                 return getattr(connection, method)(*arguments, **options)
             except InferenceServerException as error:
+                if error.status() == _BAD_GATEWAY and not has_asked_again:
+                    has_asked_again = True
+                    continue
                 raise triton_error(error, self.url, self.timeout) from error
             except BaseException as error:
                 # What is left of an interrupted answer must not be read as the next one.

@@ -7,66 +7,26 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from reverse_image_search import contract
-from reverse_image_search.client import Client, ServerTimeoutError, TritonError
+from reverse_image_search.client import Client, ServerTimeoutError
 from tests.faults.conftest import (
     READY_AGAIN,
-    is_right,
     model_processes_of,
     processes_of,
     servers_of,
     wait_for_right_answer,
 )
+from tests.faults.load import Load
 from tests.running import REPO_ROOT, Triton, wait_until
 
 ROUNDS = int(os.environ.get("FAULTS_ROUNDS", "1"))
-THREADS = 8
 START_COMMAND = "reverse_image_search/bin/start_inference_server_cpu.sh"
-
-
-class Load:
-    """Threads that search without pause, and count what they get."""
-
-    def __init__(self, client: Client, queries, known) -> None:
-        self.answers = 0
-        self.errors: Counter[str] = Counter()
-        self.wrong: list[str] = []
-        self._client, self._queries, self._known = client, queries, known
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._search) for _ in range(THREADS)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        wait_until(lambda: self.answers > 5 * THREADS, "some answers")
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _search(self) -> None:
-        while not self._stop.is_set():
-            try:
-                answer = self._client.search(self._queries)
-            except TritonError as error:
-                self.errors[str(error)] += 1
-                time.sleep(0.05)  # leave the processors to the server that starts
-            except Exception as error:
-                self.wrong.append(repr(error))
-            else:
-                self.answers += 1
-                if not is_right(answer, self._known):
-                    self.wrong.append(str(answer))
 
 
 def test_killed_under_load(victim: Triton, known_queries, known_answer, tally):

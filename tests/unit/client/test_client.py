@@ -324,6 +324,24 @@ def test_a_server_that_closed_its_connections_is_asked_again():
         assert closes == []
 
 
+@pytest.mark.parametrize(("failures", "is_answered"), [(1, True), (2, False)])
+def test_a_balancer_whose_server_died_is_asked_once_more(failures, is_answered):
+    left = [failures]
+
+    def answer(asked: Handler):
+        left[0] -= 1
+        return (502, b'{"error": "it died"}', {}) if left[0] >= 0 else first_pixel(asked)
+
+    with serving(answer) as server:
+        client = Client(server.address, timeout=30)
+        if is_answered:
+            assert ask(client, 3) == 3
+        else:
+            with pytest.raises(RequestRejectedError, match="it died"):
+                ask(client, 3)
+        assert len(server.requests) == 2
+
+
 def test_threads_share_a_client_but_no_connection():
     with serving(first_pixel) as server:
         client = Client(server.address, timeout=30)

@@ -27,7 +27,7 @@ class ExactIndex(nn.Module):
         super().__init__()
         self.size, self.top_k = len(ids), top_k
         padding = -max(self.size, top_k) % _GROUP_SIZE + max(0, top_k - self.size)
-        normalized = torch.cat([unit_length(part) for part in embeddings.split(_ROWS_AT_ONCE)])
+        normalized = unit_length_gallery(embeddings)
         # Dimensions as rows: for one query, half the time of embeddings as rows.
         self.register_buffer("columns", F.pad(normalized, (0, 0, 0, padding)).t().contiguous())
         self.register_buffer("ids", F.pad(ids, (0, padding), value=contract.NO_NEIGHBOR))
@@ -73,3 +73,8 @@ def unit_length(embeddings: Tensor) -> Tensor:
     """
     finite = torch.nan_to_num(embeddings, nan=0.0, posinf=0.0, neginf=0.0).to(torch.float64)
     return F.normalize(finite, dim=1, eps=1e-60).to(torch.float32)
+
+
+def unit_length_gallery(embeddings: Tensor) -> Tensor:
+    """`unit_length` of many rows, with little memory beside them."""
+    return torch.cat([unit_length(part) for part in embeddings.split(_ROWS_AT_ONCE)])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reverse_image_search import contract
-from reverse_image_search.indexes.exact import unit_length
+from reverse_image_search.indexes.exact import unit_length, unit_length_gallery
 
 _ITERATIONS = 10  # of K-means
 _POINTS_PER_LIST = 100  # that K-means looks at
@@ -43,7 +43,7 @@ class InvertedFileIndex(nn.Module):
         order = assignment.argsort(stable=True)
         sizes = assignment.bincount(minlength=len(centers))
         self.register_buffer("centers", centers)
-        self.register_buffer("vectors", unit_length(embeddings)[order])
+        self.register_buffer("vectors", unit_length_gallery(embeddings)[order])
         self.register_buffer("ids", ids[order])
         self.starts = [0, *sizes.cumsum(0).tolist()]
         self.top_k, self.probes = top_k, probes
@@ -93,7 +93,7 @@ def build_inverted_file(
     embeddings, ids : (N, D) float32 and (N,) int64, ascending
     recall : share of the 20 nearest neighbors that must be found, 0 to 1
     """
-    vectors = unit_length(embeddings)
+    vectors = unit_length_gallery(embeddings)
     generator = torch.Generator().manual_seed(seed)
     centers = spherical_kmeans(vectors, max(1, round(len(vectors) ** 0.5)), generator)
     assignment = torch.cat([(part @ centers.t()).argmax(1) for part in vectors.split(65_536)])
@@ -128,13 +128,16 @@ def recall_by_probes(
     """Recall at 20 for 1, 2, ... probed lists: (lists,) float64.
 
     Measured with a random sample of `vectors`, each moved in a random direction by the distance to
-    its 20th neighbor. Unmoved they would be easier than new images: K-means has seen them.
+    its N/1000th neighbor, the 20th at least. Unmoved they would be easier than new images: K-means
+    has seen them. Moved by less, too, where a gallery has many near-copies
+    (doc/log/approximate_search.md).
     """
     sample = vectors[torch.randperm(len(vectors), generator=generator)[:_SAMPLE]]
     recall_at = min(_RECALL_AT, len(vectors))
+    distant = max(recall_at, len(vectors) // 1000)
     counts = torch.zeros(len(centers), dtype=torch.float64)
     for queries in sample.split(max(1, _SCORES_AT_ONCE // len(vectors))):
-        cosine = (queries @ vectors.t()).topk(recall_at).values[:, -1:]
+        cosine = (queries @ vectors.t()).topk(distant).values[:, -1:]
         direction = unit_length(torch.randn(queries.shape, generator=generator))
         queries = unit_length(queries + (2 - 2 * cosine).clamp(min=0).sqrt() * direction)
         neighbors = (queries @ vectors.t()).topk(recall_at).indices

@@ -37,6 +37,7 @@ from reverse_image_search.app.score_scale import score_scale
 from reverse_image_search.app.server_panel import show_how_it_works
 from reverse_image_search.client import Client, TritonError
 from reverse_image_search.client.search import WrongAnswerError, search_gallery, served_identity
+from reverse_image_search.contract import VECTOR_SIMILARITY
 from reverse_image_search.gallery import (
     Gallery,
     GalleryError,
@@ -78,7 +79,7 @@ def main() -> None:
     st.session_state.pop("version", None)
     st.title("Reverse image search", anchor=False)
     news = st.container(key="news")
-    show_how_it_works(connect(WATCH_TIMEOUT), st.session_state.seen[0])
+    show_how_it_works(connect(WATCH_TIMEOUT), st.session_state.seen.server)
     # Not a fragment: interrupting a fragment that has shown a grid before breaks Streamlit's page
     # ("Bad delta path index").
     show_gallery(started)
@@ -141,7 +142,7 @@ def show_results(gallery: Gallery, started: float) -> None:
             st.rerun()  # it was updated after it was opened
         if isinstance(error, TritonError):
             # What the search met counts: the server may be back before the watch sees it gone.
-            st.session_state.seen = type(error).__name__, gallery_stamp()
+            st.session_state.seen = Observation(type(error).__name__, gallery_stamp())
         show_problem(error)
         return
     warn_of_other_gallery(gallery)
@@ -322,29 +323,41 @@ def gallery_stamp() -> tuple[int, ...]:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-@st.cache_data(ttl=1, show_spinner=False)
-def observe() -> tuple[str, tuple[int, ...]]:
-    """What the server serves, or what is wrong with it, and which gallery is there."""
+class Observation(NamedTuple):
+    """What the page depends on."""
+
+    server: str  # what it serves, or what is wrong with it
+    stamp: tuple[int, ...]  # `gallery_stamp`
+    is_switching: bool = False  # whether it does not serve the published index yet
+
+
+@st.cache_resource(ttl=1, show_spinner=False)
+def observe() -> Observation:
+    """Look at the server and the gallery as they are now."""
+    stamp = gallery_stamp()
     try:
-        server = str(served_identity(connect(WATCH_TIMEOUT)))
+        served = served_identity(connect(WATCH_TIMEOUT))
     except TritonError as error:
-        server = type(error).__name__
-    return server, gallery_stamp()
+        return Observation(type(error).__name__, stamp)
+    config = layout.config_file(OUTPUT_DIR / layout.MODEL_REPO, VECTOR_SIMILARITY.name)
+    published = layout.served_version(OUTPUT_DIR / layout.MODEL_REPO, VECTOR_SIMILARITY.name)
+    is_switching = config.exists() and served.index_version != str(published)
+    return Observation(str(served), stamp, is_switching)
 
 
 @st.fragment(run_every=WATCH_INTERVAL)
 def watch() -> None:
     """Draw the page again as soon as the server or the gallery has changed.
 
-    If images were added to the gallery or removed, say so instead: what the visitor looks at stays
-    until the next click.
+    If images were added to the gallery or removed, say so instead, once the server finds them: what
+    the visitor looks at stays until the next click.
     """
     if st.session_state.pop("just_drawn", False):
         return  # `main` made this call, not the timer: a rerun here would never end
-    seen, (server, stamp) = st.session_state.seen, observe()
-    if seen == (server, stamp):
+    seen, now = st.session_state.seen, observe()
+    if seen.server == now.server and (seen.stamp == now.stamp or now.is_switching):
         return
-    news = gallery_news(stamp) if seen[0] == server else None
+    news = gallery_news(now.stamp) if seen.server == now.server else None
     if news is None:
         st.rerun()
     st.caption(f"{news}. Your next click searches the gallery as it is now.")

@@ -44,7 +44,9 @@ class ServedIdentity:
 
     encoder_id: str
     index: IndexIdentity
-    encoder_version: str = field(default="", compare=False)  # empty where nothing names it
+    # The served versions of both models; empty where nothing names them.
+    encoder_version: str = field(default="", compare=False)
+    index_version: str = field(default="", compare=False)
 
     @property
     def is_one_build(self) -> bool:
@@ -101,11 +103,12 @@ def search_gallery_for_all(
 
 def served_identity(client: Client) -> ServedIdentity:
     """Read the identity of both served models."""
-    config = client.model_config(contract.IMAGE_ENCODER.name)
-    (encoder_id,) = _parameters(config, contract.ENCODER_ID_PARAMETER)
-    versions = config.get("version_policy", {}).get("specific", {}).get("versions", [""])
-    index = _index_identity(client)
-    identity = _known[client.url] = ServedIdentity(encoder_id, index, str(versions[0]))
+    encoder = client.model_config(contract.IMAGE_ENCODER.name)
+    index = client.model_config(contract.VECTOR_SIMILARITY.name)
+    (encoder_id,) = _parameters(encoder, contract.ENCODER_ID_PARAMETER)
+    identity = _known[client.url] = ServedIdentity(
+        encoder_id, _index_identity(index), _version(encoder), _version(index)
+    )
     return identity
 
 
@@ -136,7 +139,7 @@ def _search(
     embedded = time.perf_counter()
     neighbors = client.find_similar(embeddings)
     found = time.perf_counter()
-    if _index_identity(client) != known.index:
+    if _index_identity(client.model_config(contract.VECTOR_SIMILARITY.name)) != known.index:
         raise WrongAnswerError(
             "The models were replaced during the search, so results could be wrong. Search again"
         )
@@ -182,10 +185,14 @@ def _compare(served: ServedIdentity, gallery: Gallery) -> None:
         )
 
 
-def _index_identity(client: Client) -> IndexIdentity:
-    config = client.model_config(contract.VECTOR_SIMILARITY.name)
+def _index_identity(config: dict) -> IndexIdentity:
     names = contract.ENCODER_ID_PARAMETER, contract.GALLERY_ID_PARAMETER
     return IndexIdentity(*_parameters(config, *names))
+
+
+def _version(config: dict) -> str:
+    versions = config.get("version_policy", {}).get("specific", {}).get("versions", [""])
+    return str(versions[0])
 
 
 def _parameters(config: dict, *names: str) -> list[str]:

@@ -70,6 +70,9 @@ def test_exported_batches_equal_the_published_class(
         embeddings = exported(images[:batch, None])
         assert embeddings.shape == (batch, 1280)
         assert (embeddings[:2] - expected[:batch]).abs().max() < SPEC.export_tolerance
+    for batch, height, width in ((1, 1, 1), (2, 37, 211), (1, 1200, 900)):
+        photos = torch.rand(batch, 3, height, width)
+        assert (exported(photos[:, None]) - encoder(photos)).abs().max() < SPEC.export_tolerance
 
 
 def test_without_package_or_file_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch):

@@ -38,12 +38,13 @@ def test_exported_it_equals_timms_pipeline(
     write_model_files({"model.pt": encoder}, tmp_path / "1", input_ndim=4)
     exported = load_torchscript(tmp_path / "1" / "model.pt")
 
-    rows, columns = np.mgrid[:301, :187]
-    pixels = np.stack([rows % 256, columns, (rows + columns) % 200], axis=2).astype(np.uint8)
     config = resolve_model_data_config(network, {"img_size": 224})
-    published = create_transform(**config)(Image.fromarray(pixels))
-    for batch in (1, 3):
-        images = to_pixels(np.stack([pixels] * batch))
+    for height, width, batch in ((1, 1, 1), (37, 211, 2), (1200, 900, 1)):
+        rows, columns = np.mgrid[:height, :width]
+        pixels = np.stack([rows % 256, columns % 256, (rows + columns) % 200], axis=2)
+        pixels = pixels.astype(np.uint8)
+        published = create_transform(**config)(Image.fromarray(pixels))
+        images = to_pixels(np.stack([np.roll(pixels, i, axis=1) for i in range(batch)]))
         ours = encoder.preprocess(images)
         assert (ours[0] - published).abs().mean() < 0.5 / 255 / min(config["std"])
         expected = F.normalize(network(ours))

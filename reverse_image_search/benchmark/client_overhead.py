@@ -18,12 +18,19 @@ from reverse_image_search.command_line import make_parser
 def bare_search(server: InferenceServerClient, tensor: np.ndarray) -> np.ndarray:
     """Ids of the nearest gallery images, as tritonclient's documentation asks for them."""
     for model in contract.MODELS:
-        (spec,) = model.inputs
-        infer_input = InferInput(spec.name, tensor.shape, spec.datatype)
-        infer_input.set_data_from_numpy(tensor)
-        result = server.infer(model.name, [infer_input])
-        tensor, *_ = [result.as_numpy(output.name) for output in model.outputs]
+        tensor, *_ = bare_infer(server, model, tensor)
     return tensor
+
+
+def bare_infer(
+    server: InferenceServerClient, model: contract.ModelSpec, tensor: np.ndarray
+) -> list[np.ndarray]:
+    """Outputs of a model."""
+    (spec,) = model.inputs
+    infer_input = InferInput(spec.name, tensor.shape, spec.datatype)
+    infer_input.set_data_from_numpy(tensor)
+    result = server.infer(model.name, [infer_input])
+    return [result.as_numpy(output.name) for output in model.outputs]
 
 
 def measure(url: str, queries: int) -> tuple[float, float]:

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from reverse_image_search.benchmark.call_parts import PARTS, split_call
 from reverse_image_search.benchmark.load_generator import SCENARIOS, query_tensors
 from reverse_image_search.benchmark.report import compute_ratios, median_row
 from reverse_image_search.gallery import (
@@ -115,3 +116,18 @@ def test_the_backends_own_time_is_what_the_models_do_not_take():
         },
     ]  # fmt: skip
     assert compute_ratios(rows)["backend, 1 client: milliseconds added to a call"] == 0.375
+
+
+def test_the_parts_of_a_call():
+    """Of 10 ms, 1 is the client's; Triton has 7, of them 5 in the model's process."""
+    triton = {"success": 7.0, "queue": 0.5, "compute_infer": 5.0}
+
+    parts = dict(zip(PARTS, split_call(10, 1, triton, alone=3), strict=True))
+
+    assert parts == {
+        "client": 1,
+        "HTTP": 2,
+        "queue, and copies of the tensors": 2,
+        "the model's process, besides the model": 2,
+        "the model": 3,
+    }

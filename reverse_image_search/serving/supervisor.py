@@ -21,7 +21,7 @@ POLL = 0.1  # seconds
 STOP_TIMEOUT = 15  # seconds a stop may take before the server is killed
 
 _READY_TIMEOUT, _LONGEST_SILENCE = 120, 10  # seconds without READY: while it starts, and later
-_CHECK_INTERVAL = 1.0  # seconds between checks of a server that was READY
+_CHECK_INTERVAL = 1.0  # seconds between the slower checks of a server that was READY
 _FIRST_PAUSE = 0.5  # seconds before the server is started again; doubled for each death in a row
 _DEATHS_BEFORE_READY = 3  # in a row, then the supervisor gives up
 _INSTANCE_ARGUMENT = 8  # of the Python backend's processes: image_encoder_0, for one
@@ -88,28 +88,33 @@ class Supervisor:
         url = f"http://{ADDRESS}:{self.http_port}"
         start = answered = checked = time.monotonic()
         ready = False
+        children: set[int] = set()
         models: dict[int, str] = {}  # what each process of the Python backend runs
+        lost: set[int] = set()  # of them, those that have died without a successor
         while not self._stopping:
             if (code := server.poll()) is not None:
                 exit_name = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
                 return ready, f"ended with {exit_name}"
-            # From the start: one may die as soon as the server is READY.
-            children = _children(server.pid)
-            models |= {pid: name for pid in children if (name := _model_instance(pid))}
+            now = time.monotonic()
+            is_check_due = not ready or now - checked > _CHECK_INTERVAL
+            dead = set(filter(is_dead, models))
+            if is_check_due or dead:
+                # From the start: one may die as soon as the server is READY.
+                children = _children(server.pid)
+                models |= {pid: name for pid in children if (name := _model_instance(pid))}
             # A request of a few bytes can ask Triton for any amount of memory (doc/faults.md).
             used = used_memory({server.pid, *children, *models}, self._shared_memory())
             if used > self.memory_limit:
                 limit = f"its limit: {self.memory_limit / 2**30:.1f} GB"
                 return ready, f"used {used / 2**30:.1f} GB of memory ({limit})"
-            dead = set(filter(is_dead, models))
             living = {models[pid] for pid in models.keys() - dead}
-            lost = {pid for pid in dead if models[pid] not in living}  # others have a new version
+            # Others have a new version, whose process the list of children may have left out once.
+            lost, lost_before = {pid for pid in dead if models[pid] not in living}, lost
             # Triton goes on saying READY, and answers each request with an error.
-            if ready and lost:
+            if ready and lost & lost_before:
                 return True, "lost the process of a model"
             models = {pid: name for pid, name in models.items() if pid not in dead - lost}
-            now = time.monotonic()
-            if not ready or now - checked > _CHECK_INTERVAL:
+            if is_check_due:
                 checked = now
                 if is_ready(self.http_port):
                     answered = time.monotonic()

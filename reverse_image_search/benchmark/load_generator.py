@@ -75,6 +75,7 @@ def _raw(pixels: np.ndarray) -> bytes:
 SCENARIOS = {
     "one_call": Scenario(partial(_infer, contract.IMAGE_SEARCH)),
     "two_calls": Scenario(partial(_infer, contract.IMAGE_ENCODER), _pass_embedding_on),
+    "embedding": Scenario(partial(_infer, contract.IMAGE_ENCODER)),
     # As in the first version of this tutorial: pixels and embeddings as JSON numbers.
     "two_json_calls": Scenario(
         partial(_infer, contract.IMAGE_ENCODER, binary=False), _pass_json_on

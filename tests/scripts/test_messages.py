@@ -51,6 +51,7 @@ NO_RUNTIME = (
     "benchmark.sh",
     "search.sh",
     "find_duplicates.sh",
+    "embed.sh",
     "docs.sh",
 )
 

@@ -1,0 +1,123 @@
+"""Embed many image files with the served encoder, on all replicas at once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from reverse_image_search.client import Client, TritonError
+from reverse_image_search.contract import ENCODER_ID_PARAMETER, IMAGE_ENCODER
+from reverse_image_search.image_reader import ImageReader, ReadFile
+from reverse_image_search.terminal.command import TerminalError
+
+_IMAGES_AT_ONCE = 16  # those of one size share a request
+_PATIENCE = 60.0  # seconds that no server may answer
+_PAUSE = 0.5  # seconds before a request is sent again
+Result = TypeVar("Result")
+
+
+class EmbeddedFile(NamedTuple):
+    """An image file and its embedding, or why it could not be read."""
+
+    path: str
+    embedding: np.ndarray | None  # (D,) float32
+    reason: str  # empty if it could be read
+
+
+class Servers:
+    """Replicas that serve one encoder, with a bounded number of requests at each.
+
+    Parameters
+    ----------
+    in_flight : requests at a time for each of `urls`
+
+    Raises
+    ------
+    TerminalError : the servers have different encoders
+    TritonError : a server did not answer
+    """
+
+    def __init__(self, urls: Sequence[str], in_flight: int) -> None:
+        self._clients = [Client(url, timeout=60) for url in urls]
+        self.in_flight = in_flight * len(urls)
+        self.encoder_id = self._encoder_id(patience=0)
+        self._free: SimpleQueue[Client] = SimpleQueue()
+        for _ in range(in_flight):
+            for client in self._clients:
+                self._free.put(client)
+
+    def embed(self, images: list[np.ndarray]) -> np.ndarray:
+        """(n, D) float32; a server that does not answer is replaced by another one."""
+        return _patiently(partial(self._embed, images), _PATIENCE)
+
+    def check(self) -> None:
+        """Raise a `TerminalError` if another encoder is served by now."""
+        if (now := self._encoder_id(_PATIENCE)) != self.encoder_id:
+            raise TerminalError(f"the servers' encoder was {self.encoder_id} and is {now} now")
+
+    def _encoder_id(self, patience: float) -> str:
+        found = {}  # by encoder, a server
+        for client in self._clients:
+            config = _patiently(partial(client.model_config, IMAGE_ENCODER.name), patience)
+            parameter = config.get("parameters", {}).get(ENCODER_ID_PARAMETER, {})
+            found[parameter.get("string_value", "unknown")] = client.url
+        if len(found) > 1:
+            raise TerminalError(f"the servers have different encoders: {found}")
+        return next(iter(found))
+
+    def _embed(self, images: list[np.ndarray]) -> np.ndarray:
+        client = self._free.get()
+        try:
+            return client.embed(images)
+        finally:
+            self._free.put(client)
+
+
+def _patiently(ask: Callable[[], Result], patience: float) -> Result:
+    """What `ask` returns; after an error of the server it is called again, for some seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return ask()
+        except TritonError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE)
+
+
+def embed_files(servers: Servers, paths: Iterable[str]) -> Generator[EmbeddedFile, None, None]:
+    """Embed image files, many at a time and a bounded number ahead, in the order of `paths`."""
+
+    def embed(files: list[ReadFile]) -> list[EmbeddedFile]:
+        images = [file.photo.pixels for file in files if file.photo]
+        rows = iter(servers.embed(images) if images else [])
+        return [
+            EmbeddedFile(os.fsdecode(file.path), next(rows) if file.photo else None, file.reason)
+            for file in files
+        ]
+
+    ahead: deque = deque()
+    chunk: list[ReadFile] = []
+    threads = ThreadPoolExecutor(servers.in_flight)
+    try:
+        with ImageReader() as reader:
+            for file in reader.read_all(map(os.fsencode, paths)):
+                chunk.append(file)
+                if len(chunk) == _IMAGES_AT_ONCE:
+                    ahead.append(threads.submit(embed, chunk))
+                    chunk = []
+                    if len(ahead) > 2 * servers.in_flight:
+                        yield from ahead.popleft().result()
+            ahead.append(threads.submit(embed, chunk))
+            while ahead:
+                yield from ahead.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)

@@ -3,7 +3,7 @@
 python -m reverse_image_search.benchmark.bulk_embedding --replica URL --replica URL FOLDER
 """
 
-import sys
+import argparse
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,7 +33,7 @@ def main() -> None:
     print_table(("load generator, images/s", "bulk embedding, images/s", "ratio"), rows)
 
 
-def _load(options, urls: list[str]) -> float:
+def _load(options: argparse.Namespace, urls: list[str]) -> float:
     """Images a second of clients that ask without pause for one image each."""
 
     def load(url: str) -> dict:
@@ -51,4 +51,4 @@ def _bulk(urls: list[str], in_flight: int, paths: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

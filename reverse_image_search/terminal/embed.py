@@ -68,12 +68,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="embed.sh", description=__doc__)
     default = make_parser(None).get_default("url")
     parser.add_argument("images", nargs="*", metavar="FILE|DIR")
-    parser.add_argument("--into", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--into", type=Path, metavar="FOLDER")
     parser.add_argument("--url", action="append", dest="urls")
     parser.add_argument("--part-size", type=positive_integer, default=10_000, metavar="N")
     parser.add_argument("--in-flight", type=positive_integer, default=8, metavar="N")
     parser.add_argument("--share", type=_share, default=(1, 1), metavar="I/N")
     options = parser.parse_args(arguments)
+    if not options.into:
+        parser.error("name a folder for the embeddings: --into FOLDER")
     options.urls = options.urls or [default]
     return options
 

@@ -51,7 +51,8 @@ from reverse_image_search.gallery_writer import (
     publish_gallery,
     remove_gallery,
 )
-from reverse_image_search.indexes import INDEXES, IndexOptions
+from reverse_image_search.indexes import INDEXES, IndexOptions, IndexSpec, VectorDatabaseError
+from reverse_image_search.packages import PackageError, install_requirements
 from reverse_image_search.serving import live
 from reverse_image_search.serving.export import (
     ExportError,
@@ -66,8 +67,16 @@ from reverse_image_search.serving.publishing import (
     UNCHANGED,
     PublishingError,
     check_space,
+    next_version,
     staging,
     staging_update,
+)
+from reverse_image_search.vector_database import (
+    apply_changes,
+    is_index_lost,
+    note_changes,
+    note_index,
+    switch_index,
 )
 from reverse_image_search.watch_folders import watch_folders
 
@@ -110,11 +119,15 @@ def _build_and_publish(options: argparse.Namespace) -> int:
         previous = _previous_metadata(options)
         _keep_options(options, previous)
         kept = _kept_encoder(options, previous)
-        publish = staging_update if _is_update(options, kept) else staging
-        with publish(options.output_dir) as folder:
+        spec = INDEXES[options.index]
+        if spec.requirements:
+            install_requirements(spec.requirements)
+        is_update = _is_update(options, kept) and not is_index_lost(options.output_dir)
+        publish, finish = (staging_update, apply_changes) if is_update else (staging, switch_index)
+        with publish(options.output_dir, partial(finish, options.output_dir)) as folder:
             if _previous_metadata(options) != previous:
                 raise PublishingError("Another build has just been published. Run this again.")
-            build(options, folder, previous, kept)
+            build(options, folder, previous, kept, is_update)
         shutil.rmtree(options.output_dir / _TRAINED, ignore_errors=True)
         remove_gallery(options.output_dir / _WORK)
         print(f"Published to {options.output_dir}.", flush=True)
@@ -126,8 +139,10 @@ def _build_and_publish(options: argparse.Namespace) -> int:
         EncoderError,
         ExportError,
         live.NotServedError,
+        PackageError,
         PublishingError,
         QualityError,
+        VectorDatabaseError,
     ) as error:
         print(f"build_models: {error}", file=sys.stderr)
         return 1
@@ -148,16 +163,18 @@ def build(
     folder: Path,
     previous: GalleryMetadata | None,
     kept: GalleryMetadata | None,
+    is_update: bool,
 ) -> None:
     """Write the model repositories and the gallery into the empty `folder`, checked and scored.
 
     Goes on with the `previous` gallery, and its ids, if there is one; `kept` is the same where its
-    encoder stays, too. An update of it is an index and a gallery.
+    encoder stays, too. An update of it is an index and a gallery; where the vectors are in a
+    database, it is a gallery, and the database changes once that is published.
 
     Raises NothingToPublishError where that would be what is published already.
     """
     model_repo = folder / layout.MODEL_REPO
-    is_update = _is_update(options, kept)
+    encoder_spec, index_spec = ENCODERS[options.encoder], INDEXES[options.index]
 
     with _step("read"):
         dataset = DATASETS[options.dataset].load(_dataset_options(options))
@@ -166,6 +183,9 @@ def build(
     if options.dry_run:
         with closing(Gallery(layout.gallery_file(options.output_dir))) as gallery:
             raise NothingToPublishError(dataset.preview(gallery))
+
+    if is_update:
+        apply_changes(options.output_dir)  # of an update that was interrupted
 
     with _step("encoder"):
         if kept:
@@ -178,12 +198,21 @@ def build(
             target.parent.mkdir(parents=True)
             shutil.copyfile(encoder_file, target)
         encoder = load_torchscript(encoder_file)
-        encoder_spec, index_spec = ENCODERS[options.encoder], INDEXES[options.index]
+        encoder_id = hashlib.sha256(encoder_file.read_bytes()).hexdigest()[:12]
 
     with _step("embed"), _open_gallery(options, previous) as writer:
+        gallery_id = writer.metadata().get("gallery_id") or secrets.token_hex(6)
+        build_options = _build_options(options, kept)
+        if index_spec.database:
+            version = next_version(options.output_dir)
+            new_name = f"gallery_{gallery_id}_{encoder_id}_{version}"
+            index_name = kept.build_options["index_name"] if kept and is_update else new_name
+            build_options["index_name"] = index_name
+        else:
+            index_name = ""
         metadata = GalleryMetadata(
-            gallery_id=writer.metadata().get("gallery_id") or secrets.token_hex(6),
-            encoder_id=hashlib.sha256(encoder_file.read_bytes()).hexdigest()[:12],
+            gallery_id=gallery_id,
+            encoder_id=encoder_id,
             dataset=previous.dataset if previous and not options.images else dataset.name,
             class_names=writer.labels(),
             encoder_height=encoder_spec.input_size[0],
@@ -191,7 +220,7 @@ def build(
             encoder_is_grayscale=encoder_spec.is_grayscale,
             shows_objects_on_black=dataset.shows_objects_on_black,
             is_photos=dataset.is_photos,
-            build_options=_build_options(options, kept),
+            build_options=build_options,
             score_scale=kept.score_scale if kept else None,
             duplicate_threshold=kept.duplicate_threshold if kept else None,
         )
@@ -210,17 +239,16 @@ def build(
         raise NothingToPublishError("Nothing has changed")
 
     gallery = Gallery(writer.path)
-    ids, embeddings = gallery.embeddings()
-
-    with _step("index"):
-        vectors = torch.from_numpy(embeddings)
-        index_options = IndexOptions(options.top_k, options.recall)
-        index = index_spec.build(vectors, torch.from_numpy(ids), index_options).eval()
-        index_folder = layout.version_folder(model_repo, contract.VECTOR_SIMILARITY.name)
-        write_model_files(index_spec.files(index), index_folder, _EMBEDDINGS_NDIM)
-        index_file = index_folder / layout.MODEL_FILENAME
-        if index_file.exists():
-            check_export(load_torchscript(index_file), index, vectors[:_CHECKED_IMAGES])
+    if is_update and index_spec.database:
+        note_changes(options.output_dir, gallery)  # made once the gallery is published
+    else:
+        ids, embeddings = gallery.embeddings()
+        with _step("index"):
+            if index_spec.database:
+                note_index(options.output_dir, options.index, index_name)
+            index_options = IndexOptions(options.top_k, options.recall, index_name)
+            folder_of_index = layout.version_folder(model_repo, contract.VECTOR_SIMILARITY.name)
+            _write_index(index_spec, ids, embeddings, index_options, folder_of_index)
 
     score: dict[str, np.ndarray] = {}
     if not kept:
@@ -247,8 +275,35 @@ def build(
         publish_gallery(writer.path, layout.gallery_file(folder), KEEP_VERSIONS)
 
     if not is_update:
-        write_configs(folder, metadata, embeddings.shape[1], options.top_k, index_spec.platform)
-    _print_summary(folder, metadata, embeddings, score)
+        write_configs(
+            folder,
+            metadata,
+            embeddings.shape[1],
+            options.top_k,
+            index_backend=index_spec.backend,
+            index_parameters=_index_parameters(index_spec, index_name),
+            index_warms_up_itself=index_spec.warms_up_itself,
+        )
+    _print_summary(folder, metadata, gallery, score)
+
+
+def _write_index(
+    spec: IndexSpec, ids: np.ndarray, embeddings: np.ndarray, options: IndexOptions, folder: Path
+) -> None:
+    """Build an index and write its files into the empty version `folder`, checked."""
+    vectors = torch.from_numpy(embeddings)
+    index = spec.build(vectors, torch.from_numpy(ids), options).eval()
+    write_model_files(spec.files(index), folder, _EMBEDDINGS_NDIM)
+    exported = folder / layout.MODEL_FILENAME
+    if exported.exists():
+        check_export(load_torchscript(exported), index, vectors[:_CHECKED_IMAGES])
+
+
+def _index_parameters(spec: IndexSpec, name: str) -> dict[str, str]:
+    """What the configuration of a model says about an index, besides its identity."""
+    collection = {contract.COLLECTION_PARAMETER: name} if name else {}
+    requirements = {contract.REQUIREMENTS_PARAMETER: spec.requirements} if spec.requirements else {}
+    return collection | requirements
 
 
 def _previous_metadata(options: argparse.Namespace) -> GalleryMetadata | None:
@@ -384,11 +439,11 @@ def _step(name: str) -> Iterator[None]:
 
 
 def _print_summary(
-    folder: Path, metadata: GalleryMetadata, embeddings: np.ndarray, score: dict[str, np.ndarray]
+    folder: Path, metadata: GalleryMetadata, gallery: Gallery, score: dict[str, np.ndarray]
 ) -> None:
-    count, dims = embeddings.shape
+    dims = gallery.embeddings(gallery.ids()[:1])[1].shape[1]
     identity = f"gallery {metadata.gallery_id}, encoder {metadata.encoder_id}"
-    print(f"\n{identity}: {count:,} images, {dims} dimensions")
+    print(f"\n{identity}: {len(gallery):,} images, {dims} dimensions")
     categories = {"P@1": "precision_at_1", "P@20": "precision_at_20", "mAP": "map"}
     copies = {"R@1": "recall_at_1", "R@20": "recall_at_20"}
     for title, metrics in (("same category", categories), ("perturbed copies", copies)):
@@ -400,7 +455,9 @@ def _print_summary(
             print(f"  {title}: {', '.join(figures)} ({count:,} drawn at random)")
     if score:
         print("  (95 % confidence intervals in brackets; evaluate.sh measures more)")
-    for path in sorted((folder / layout.MODEL_REPO).rglob("*.*")):
+    model_repo = folder / layout.MODEL_REPO
+    # An update of a database leaves the models as they are.
+    for path in sorted(model_repo.rglob("*.*")) if any(model_repo.glob("*/*/*")) else ():
         print(f"  {path.relative_to(folder)}  {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -62,3 +62,10 @@ NO_NEIGHBOR = -1
 # gallery that the ids belong to (`vector_similarity`).
 ENCODER_ID_PARAMETER = "encoder_id"
 GALLERY_ID_PARAMETER = "gallery_id"
+# Where the vectors are in a database: its collection, and the requirements file of its client.
+COLLECTION_PARAMETER = "collection"
+REQUIREMENTS_PARAMETER = "requirements"
+
+# Lines of config.pbtxt that name what serves the files of a model.
+LIBTORCH_BACKEND = 'platform: "pytorch_libtorch"'
+PYTHON_BACKEND = 'backend: "python"'

@@ -234,10 +234,19 @@ class Gallery:
             self._folders = {display_path(folder): counts[folder] for folder in sorted(counts)}
         return self._folders
 
-    def embeddings(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (N,) int64, ascending, and their embeddings (N, D) float32."""
-        embedded = f"SELECT id FROM embeddings WHERE {_NOT_REMOVED} ORDER BY id"
-        ids = [row[0] for row in self._query(embedded)]
+    def embeddings(self, among: Iterable[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (N,) int64, ascending, and their embeddings (N, D) float32.
+
+        Of all images, or of those with an id in `among`.
+        """
+        embedded = f"SELECT id FROM embeddings WHERE {_NOT_REMOVED}"
+        if among is None:
+            rows = self._query(f"{embedded} ORDER BY id")
+        else:
+            wanted = json.dumps([int(each) for each in among])
+            condition = "id IN (SELECT value FROM json_each(?))"
+            rows = self._query(f"{embedded} AND {condition} ORDER BY id", wanted)
+        ids = [row[0] for row in rows]
         (size,) = self._query("SELECT max(length(embedding)) FROM embeddings")[0]
         embeddings = np.empty((len(ids), (size or 0) // 4), np.float32)
         statement = (

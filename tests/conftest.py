@@ -22,6 +22,7 @@ import pytest
 from reverse_image_search.client import Client
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import gallery_file
+from tests.milvus_server import MilvusServer
 from tests.running import (
     BUILD_TIMEOUT,
     REPO_ROOT,
@@ -263,3 +264,14 @@ def browser() -> Iterator:
         chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_ARGUMENTS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="module")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
+    """A running Milvus server, which MILVUS_URI names."""
+    server = MilvusServer(tmp_path_factory.mktemp("milvus") / "data")
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MILVUS_URI", server.uri)
+        yield server
+    server.kill()

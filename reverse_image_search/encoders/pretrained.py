@@ -1,12 +1,7 @@
-"""What pretrained encoders share: published preprocessing, weights files, their packages."""
+"""What pretrained encoders share: published preprocessing and weights files."""
 
-import os
-import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
@@ -14,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverse_image_search.encoders.spec import EncoderError
-from reverse_image_search.layout import REPOSITORY_ROOT
 
 
 class PretrainedEncoder(nn.Module):
@@ -154,24 +148,3 @@ def wrong_weights(path: Path, network: str) -> EncoderError:
     return EncoderError(
         f"{path} does not hold the weights of {network}: names or shapes of its tensors differ"
     )
-
-
-def install_requirements(file: str) -> None:
-    """Install what this Python lacks of a requirements file of the repository, with pip.
-
-    Raises
-    ------
-    EncoderError : pip failed; its own message is on the terminal
-    """
-    path = REPOSITORY_ROOT / file
-    pins = re.findall(r"^([\w.-]+)==([\w.]+)", path.read_text(), re.MULTILINE)
-    installed = {name: {found.version for found in distributions(name=name)} for name, _ in pins}
-    if all(version in installed[name] for name, version in pins):
-        return
-    print(f"Installing the packages of {file} ...", flush=True)
-    pip = [sys.executable, "-I", "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-    # As in bin/lib/python_environment.sh: the caller's settings name no other place to install to.
-    elsewhere = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_REQUIRE_VIRTUALENV")
-    environment = {**os.environ, **dict.fromkeys(elsewhere, ""), "PIP_USER": "0"}
-    if subprocess.run([*pip, "-r", str(path)], env=environment).returncode:
-        raise EncoderError(f"the packages of {file} could not be installed (see above)")

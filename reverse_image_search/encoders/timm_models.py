@@ -7,11 +7,11 @@ from reverse_image_search.encoders.adapted import adapt
 from reverse_image_search.encoders.pretrained import (
     PretrainedEncoder,
     ResizeAndCrop,
-    install_requirements,
     trace,
 )
 from reverse_image_search.encoders.spec import EncoderError, EncoderSpec, TrainingOptions
 from reverse_image_search.layout import BUILD_COMMAND
+from reverse_image_search.packages import install_requirements
 
 SIDE = 224  # pixels; DINOv2's own default of 518 takes eight times as long
 REQUIREMENTS = "requirements-timm.txt"
@@ -33,7 +33,8 @@ def _load(name: str, model: str, dataset: Dataset, options: TrainingOptions) -> 
 
     Raises
     ------
-    EncoderError : timm cannot be installed, the weights cannot be had, or they do not fit
+    EncoderError : the weights cannot be had, or they do not fit
+    PackageError : timm cannot be installed
     """
     install_requirements(REQUIREMENTS)
     import timm

@@ -13,6 +13,8 @@ from pathlib import Path
 from reverse_image_search import contract, layout
 from reverse_image_search.gallery import GalleryMetadata
 
+_ENSEMBLE = 'platform: "ensemble"'
+
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -31,7 +33,7 @@ def model_config(
     top_k: int,
     example_dims: tuple[int, ...] | None,
     parameters: Mapping[str, str],
-    platform: str = "pytorch_libtorch",
+    backend: str = contract.LIBTORCH_BACKEND,
     settings: ServerSettings | None = None,
 ) -> str:
     """Text of ``config.pbtxt`` for one model of the contract.
@@ -42,9 +44,10 @@ def model_config(
     example_dims : shape of a warm-up input without the batch dimension; Triton runs random ones in
         several batch sizes before the model is READY; None is no warm-up
     parameters : identity of the model, see `contract`
+    backend : the line that names what serves the model's files
     """
     settings = settings or ServerSettings()
-    sections = _tensors(model, platform, embedding_dim, top_k)
+    sections = _tensors(model, backend, embedding_dim, top_k)
     sections.append(layout.version_policy(layout.FIRST_VERSION))
     if settings.dynamic_batching:
         delay = settings.max_queue_delay
@@ -88,16 +91,16 @@ def ensemble_config(embedding_dim: int, top_k: int, parameters: Mapping[str, str
 {outputs}
   }}
 }}"""
-    sections = _tensors(contract.IMAGE_SEARCH, "ensemble", embedding_dim, top_k)
+    sections = _tensors(contract.IMAGE_SEARCH, _ENSEMBLE, embedding_dim, top_k)
     return "\n".join([*sections, steps, *_parameters(parameters)]) + "\n"
 
 
-def _tensors(model: contract.ModelSpec, platform: str, embedding_dim: int, top_k: int) -> list[str]:
-    """Name, platform and tensors: what every configuration starts with."""
+def _tensors(model: contract.ModelSpec, backend: str, embedding_dim: int, top_k: int) -> list[str]:
+    """Name, backend and tensors: what every configuration starts with."""
     sizes = {contract.EMBEDDING_DIM: embedding_dim, contract.TOP_K: top_k}
     sections = [
         f'name: "{model.name}"',
-        f'platform: "{platform}"',
+        backend,
         f"max_batch_size: {contract.MAX_BATCH_SIZE}",
     ]
     tensors = [("input", spec) for spec in model.inputs]
@@ -105,7 +108,7 @@ def _tensors(model: contract.ModelSpec, platform: str, embedding_dim: int, top_k
     for kind, spec in tensors:
         dims = list(spec.dims(**sizes))
         text = f'name: "{spec.name}" data_type: TYPE_{spec.datatype} dims: {dims}'
-        if kind == "input" and platform != "ensemble":
+        if kind == "input" and backend != _ENSEMBLE:
             # Protects a batch from requests whose batch dimension is 0, see serving/export.py.
             text += f" reshape {{ shape: {[1, *dims]} }}"
         sections.append(f"{kind} [\n  {{ {text} }}\n]")
@@ -130,18 +133,28 @@ def write_configs(
     metadata: GalleryMetadata,
     embedding_dim: int,
     top_k: int,
-    index_platform: str = "pytorch_libtorch",
+    *,
+    index_backend: str = contract.LIBTORCH_BACKEND,
+    index_parameters: Mapping[str, str] | None = None,
+    index_warms_up_itself: bool = False,
 ) -> None:
     """Write the configurations of a build into its model repositories, which are in `folder`."""
     encoder_id = {contract.ENCODER_ID_PARAMETER: metadata.encoder_id}
     identity = {**encoder_id, contract.GALLERY_ID_PARAMETER: metadata.gallery_id}
     image_dims = (3, metadata.encoder_height, metadata.encoder_width)
     config_of = partial(model_config, embedding_dim=embedding_dim, top_k=top_k)
-    for model, dims, parameters, platform in (
-        (contract.IMAGE_ENCODER, image_dims, encoder_id, "pytorch_libtorch"),
-        (contract.VECTOR_SIMILARITY, (embedding_dim,), identity, index_platform),
-    ):
-        text = config_of(model, example_dims=dims, parameters=parameters, platform=platform)
+    texts = {
+        contract.IMAGE_ENCODER: config_of(
+            contract.IMAGE_ENCODER, example_dims=image_dims, parameters=encoder_id
+        ),
+        contract.VECTOR_SIMILARITY: config_of(
+            contract.VECTOR_SIMILARITY,
+            example_dims=None if index_warms_up_itself else (embedding_dim,),
+            parameters={**identity, **(index_parameters or {})},
+            backend=index_backend,
+        ),
+    }
+    for model, text in texts.items():
         layout.config_file(folder / layout.MODEL_REPO, model.name).write_text(text)
     ensemble_repo = folder / layout.ENSEMBLE_REPO
     # Triton requires a version folder, although it stays empty.

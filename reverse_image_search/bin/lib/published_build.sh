@@ -19,6 +19,18 @@ requirements_of_build() {
   done | sort -u
 }
 
+# Sets TRITON_IMAGE to one with the packages that the published models need, if they need any.
+use_image_with_packages() {
+  local -a files=()
+  mapfile -t files < <(requirements_of_build)
+  ((${#files[@]})) || return 0
+  [[ $MILVUS_URI == *://* ]] ||
+    die "The vectors of this build are in a file, $MILVUS_URI, which containers do not see. Use RUNTIME=local, or a Milvus server (doc/milvus.md)."
+  export TRITON_REQUIREMENTS="${files[*]}"
+  build_image triton-packages "It takes a minute and 0.5 GB of disk, once."
+  export TRITON_IMAGE=reverse_image_search-triton-packages
+}
+
 # run_module MODULE ARGUMENT...: runs one that needs no packages, with any Python: the docker
 # runtime has no .venv. 127 if there is no Python at all.
 run_module() {

@@ -3,14 +3,15 @@
     python -m reverse_image_search.benchmark.call_parts --output-dir .
 
 Starts a server of the local runtime with a build's models and one that computes nothing. One
-client asks it, in short turns of everything; the fastest quarter of them counts, in which other
+client asks it, in short turns of everything; the fastest tenth of them counts, in which other
 programs were not in the way.
 """
 
 import dataclasses
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ PARTS = (
     "the model's process, besides the model",
     "the model",
 )
-_CALLS = 10  # of each model in a turn
+_CALLS = 5  # of each model in a turn
 _NOTHING = dataclasses.replace(contract.VECTOR_SIMILARITY, name="nothing")
 
 
@@ -58,131 +59,116 @@ class Nothing(nn.Module):
 
 def main() -> None:
     """Print the parts of a call of each model: what a search in two calls takes, and in one."""
-    options = make_parser(main.__doc__, turns=200).parse_args()
+    options = make_parser(main.__doc__, turns=400).parse_args()
     parts = measure(options.output_dir, options.turns)
-    models = [*contract.MODELS, contract.IMAGE_SEARCH, _NOTHING]
-    columns = [parts[model.name] for model in models]
-    rows = zip(PARTS, *columns, strict=True)
     print(describe_machine())
-    print_table(
-        ["milliseconds", *(model.name for model in models)],
-        [*map(list, rows), ["all", *(column.sum() for column in columns)]],
-    )
-    encoder, index, both, _ = columns
-    two_calls, one_call, in_process = (encoder + index).sum(), both.sum(), both[-1]
-    print(
-        f"\nOne query: in process {in_process:.2f} ms; two calls {two_calls:.2f}, "
-        f"{two_calls / in_process:.2f} times; one call {one_call:.2f}, "
-        f"{one_call / in_process:.2f} times"
-    )
+    rows = [[part, *times] for part, *times in zip(PARTS, *parts.values(), strict=True)]
+    print_table(["milliseconds", *parts], [*rows, ["all", *map(sum, parts.values())]])
+    encoder, index, one_call, _ = map(sum, parts.values())
+    in_process = parts[contract.IMAGE_SEARCH.name][-1]
+    print(f"\nOne query in process: {in_process:.2f} ms")
+    for way, time_ in {"two calls": encoder + index, "one call": one_call}.items():
+        print(f"One query in {way}: {time_:.2f} ms, {time_ / in_process:.2f} times as long")
 
 
-def measure(output_dir: Path, turns: int) -> dict[str, np.ndarray]:
-    """Mean milliseconds of `PARTS` by model, in the fastest quarter of the turns."""
+def measure(output_dir: Path, turns: int) -> dict[str, list[float]]:
+    """Milliseconds of `PARTS` by model, in the fastest tenth of the turns."""
     torch.set_num_threads(1)
     modules = load_models(output_dir)
     images = query_tensors(output_dir, _CALLS)[:, None]  # batches of one
-    _, (embedding, ids) = _in_process(modules, images[:1])
-    embeddings = np.repeat(embedding.numpy()[None], _CALLS, axis=0)
+    with torch.inference_mode():
+        embedding = modules[0](torch.from_numpy(images[0]))
+        top_k = modules[1](embedding)[0].shape[1]
+    embeddings = [embedding.numpy()] * _CALLS
+    ways = ((contract.MODELS, images), ([contract.IMAGE_SEARCH], images), ([_NOTHING], embeddings))
+    in_process, served = [], defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        _write_nothing(Path(folder), embedding.shape[1], ids.shape[1])
+        _write_nothing(Path(folder), embedding.shape[1], top_k)
         repositories = [output_dir / layout.MODEL_REPO, output_dir / layout.ENSEMBLE_REPO]
         with local_server([*repositories, Path(folder)]) as url:
             server = InferenceServerClient(url.partition("://")[2])
-
-            def turn() -> dict[str, np.ndarray]:
-                alone, _ = _in_process(modules, images)
-                return (
-                    _ask(server, contract.MODELS, images, alone)
-                    | _ask(server, [contract.IMAGE_SEARCH], images, [sum(alone)])
-                    | _ask(server, [_NOTHING], embeddings, [0.0])
-                )
-
-            turn()  # warms up
-            parts = [turn() for _ in range(turns)]
-    return {name: _of_fastest(np.stack([part[name] for part in parts])) for name in parts[0]}
+            for _ in range(turns):
+                in_process.append(_time_in_process(modules, images))
+                for models, inputs in ways:
+                    for name, times in _time_calls(server, models, inputs).items():
+                        served[name].append(times)
+    encoder, index = _of_fastest(in_process)
+    alone = dict(zip(served, (encoder, index, encoder + index, 0.0), strict=True))
+    parts = {}
+    for name, times_of_turns in served.items():
+        latency, client, success, compute_infer = _of_fastest(times_of_turns)
+        parts[name] = split_call(latency, client, success, compute_infer, alone[name])
+    return parts
 
 
 def split_call(
-    latency: float, client: float, triton: Mapping[str, float], alone: float
+    latency: float, client: float, success: float, compute_infer: float, alone: float
 ) -> list[float]:
     """Split a call into `PARTS`, which add up to its `latency`; all in the same unit.
 
     Parameters
     ----------
     client : processor time of the client
-    triton : of Triton's statistics, which count from the parsed request to the answer
+    success, compute_infer : of Triton's statistics, from the parsed request to its answer
         (https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md)
     alone : the model in process
     """
-    computed = triton["compute_infer"]
-    return [
-        client,
-        latency - client - triton["success"],
-        triton["success"] - computed,
-        computed - alone,
-        alone,
-    ]
+    in_triton = success - compute_infer
+    return [client, latency - client - success, in_triton, compute_infer - alone, alone]
 
 
-def _in_process(
-    modules: Sequence[nn.Module], images: np.ndarray
-) -> tuple[list[float], list[Tensor]]:
-    """Seconds of processor time in each module for all `images`, and the last first outputs."""
-    seconds = [0.0] * len(modules)
-    outputs: list[Tensor] = []
+def _time_in_process(modules: Sequence[nn.Module], images: np.ndarray) -> np.ndarray:
+    """Mean milliseconds of processor time in each module."""
+    seconds = np.zeros(len(modules))
     for image in images:
-        tensor, outputs = torch.from_numpy(image), []
+        tensor = torch.from_numpy(image)
         for position, module in enumerate(modules):
             start = time.thread_time()
             with torch.inference_mode():
-                answer = module(tensor)
+                tensor = module(tensor)
             seconds[position] += time.thread_time() - start
-            tensor = answer if isinstance(answer, Tensor) else answer[0]
-            outputs.append(tensor)
-    return seconds, outputs
+    return 1e3 / len(images) * seconds
 
 
-def _ask(
+def _time_calls(
     server: InferenceServerClient,
     models: Sequence[contract.ModelSpec],
-    inputs: np.ndarray,
-    alone: Sequence[float],
+    inputs: Iterable[np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Mean milliseconds of `PARTS` by model; each model but the first gets the one's answer before.
+    """Mean milliseconds of a call by model: latency, client, and Triton's success, compute_infer.
 
-    `alone` : seconds that each model takes in process for all `inputs`
+    The first model is asked for each of `inputs`, the others for the answer of the one before.
     """
-    clocks = np.zeros((len(models), 2))  # seconds: latency, and the client's processor time
+    clocks = {model.name: np.zeros(2) for model in models}
     before = _statistics(server)
     for tensor in inputs:
-        for clock, model in zip(clocks, models, strict=True):
+        for model in models:
             start = time.perf_counter(), time.thread_time()
             tensor, *_ = bare_infer(server, model, tensor)
-            clock += np.subtract((time.perf_counter(), time.thread_time()), start)
+            clocks[model.name] += np.subtract((time.perf_counter(), time.thread_time()), start)
     after = _statistics(server)
-    parts = {}
-    for (latency, client), model, seconds in zip(clocks, models, alone, strict=True):
-        statistics = after[model.name]
-        triton = {key: statistics[key] - before[model.name][key] for key in statistics}
-        split = split_call(latency, client, triton, seconds)
-        parts[model.name] = 1e3 / len(inputs) * np.array(split)
-    return parts
-
-
-def _of_fastest(turns: np.ndarray) -> np.ndarray:
-    """Mean of the fastest turns: (turns, parts) -> (parts,)."""
-    order = turns.sum(axis=1).argsort()
-    return turns[order[: max(1, len(order) // 4)]].mean(axis=0)
-
-
-def _statistics(server: InferenceServerClient) -> dict[str, dict[str, float]]:
-    """Seconds since the start of the server, by model and by what they were spent on."""
-    models = server.get_inference_statistics()["model_stats"]
     return {
-        model["name"]: {key: of["ns"] / 1e9 for key, of in model["inference_stats"].items()}
-        for model in models
+        name: 1e3 / _CALLS * np.concatenate([clock, after[name] - before[name]])
+        for name, clock in clocks.items()
     }
+
+
+def _statistics(server: InferenceServerClient) -> dict[str, np.ndarray]:
+    """Seconds of `success` and `compute_infer` since the server's start, by model."""
+    statistics = {
+        model["name"]: model["inference_stats"]
+        for model in server.get_inference_statistics()["model_stats"]
+    }
+    return {
+        name: np.array([of["success"]["ns"], of["compute_infer"]["ns"]]) / 1e9
+        for name, of in statistics.items()
+    }
+
+
+def _of_fastest(turns: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean of the fastest tenth, in which no other program was in the way."""
+    ordered = sorted(turns, key=np.sum)
+    return np.mean(ordered[: max(1, len(ordered) // 10)], axis=0)
 
 
 def _write_nothing(repository: Path, embedding_dim: int, top_k: int) -> None:

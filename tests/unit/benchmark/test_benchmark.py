@@ -120,11 +120,9 @@ def test_the_backends_own_time_is_what_the_models_do_not_take():
 
 def test_the_parts_of_a_call():
     """Of 10 ms, 1 is the client's; Triton has 7, of them 5 in the model's process."""
-    triton = {"success": 7.0, "queue": 0.5, "compute_infer": 5.0}
+    parts = split_call(latency=10, client=1, success=7, compute_infer=5, alone=3)
 
-    parts = dict(zip(PARTS, split_call(10, 1, triton, alone=3), strict=True))
-
-    assert parts == {
+    assert dict(zip(PARTS, parts, strict=True)) == {
         "client": 1,
         "HTTP": 2,
         "queue, and copies of the tensors": 2,

@@ -20,8 +20,7 @@ from PIL import Image
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from reverse_image_search import contract
-from reverse_image_search.evaluation.build_score import draw_originals
-from reverse_image_search.evaluation.originals import Originals
+from reverse_image_search.evaluation.originals import Originals, draw_originals
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import gallery_file
 

@@ -25,6 +25,7 @@
 #                     siglip2_base; the default suits the dataset
 #   --index NAME      kind of vector search: exact (default), ivf (approximate), milvus (a vector
 #                     database, at MILVUS_URI of .env; doc/milvus.md)
+#   --recall SHARE    of the 20 nearest that ivf must find (default 0.995)
 #   --weights FILE    weights of a pretrained encoder, instead of their download
 #   --no-adapt        leave the embeddings of a pretrained encoder as they are, instead of learning from
 #                     the images what makes them the same item or of the same kind

@@ -7,6 +7,7 @@ import numpy as np
 from reverse_image_search.datasets import LabeledImage
 from reverse_image_search.evaluation import metrics
 from reverse_image_search.evaluation.copies import ALL
+from reverse_image_search.evaluation.originals import draw_originals
 from reverse_image_search.evaluation.photo_copies import kinds_of_copies
 from reverse_image_search.layout import BUILD_COMMAND
 from reverse_image_search.training.adaptation import FEWEST_IMAGES, is_held_out
@@ -61,12 +62,6 @@ def score_build(
             query_embeddings, query_labels, embeddings, gallery_labels, own_rows
         )
     return scores
-
-
-def draw_originals(gallery_size: int, count: int, seed: int = 0) -> np.ndarray:
-    """Positions (count,) int64, rising, of gallery images to copy; all of a smaller gallery."""
-    generator = np.random.default_rng(seed)
-    return np.sort(generator.permutation(gallery_size)[:count])
 
 
 def draw_own_queries(labels: np.ndarray, sources: Sequence[str], count: int) -> np.ndarray:

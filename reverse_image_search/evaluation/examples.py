@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reverse_image_search.evaluation.build_score import draw_originals, draw_own_queries
-from reverse_image_search.evaluation.originals import Originals
+from reverse_image_search.evaluation.build_score import draw_own_queries
+from reverse_image_search.evaluation.originals import Originals, draw_originals
 from reverse_image_search.gallery import Gallery
 
 _COPIES, _COPIES_OF_PHOTOS = 2000, 500  # photos take a hundred times as long

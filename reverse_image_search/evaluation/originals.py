@@ -29,3 +29,9 @@ class Originals(Sequence[np.ndarray]):
         files = (self._reader.read(os.fsencode(path)) for path in self._gallery.paths(image.id))
         read = (file.photo.pixels for file in files if file.photo)  # others moved or changed
         return next(read, image.pixels)
+
+
+def draw_originals(gallery_size: int, count: int, seed: int = 0) -> np.ndarray:
+    """Positions (count,) int64, rising, of gallery images to copy; all of a smaller gallery."""
+    generator = np.random.default_rng(seed)
+    return np.sort(generator.permutation(gallery_size)[:count])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reverse_image_search.evaluation.build_score import draw_originals
+from reverse_image_search.evaluation.originals import draw_originals
 from reverse_image_search.evaluation.photo_copies import kinds_of_copies
 from reverse_image_search.gallery import SCORE_QUANTILES
 

@@ -30,26 +30,44 @@ def ports() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def make_clone(
+    copy_repository: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """``make_clone(name)``: a folder that a reader has cloned; the packages are installed."""
+
+    def make(name: str) -> Path:
+        clone = copy_repository(tmp_path_factory.mktemp(name) / "clone")
+        (clone / "data").symlink_to(os.environ.get("TEST_DATA_DIR", REPO_ROOT / "data"))
+        return clone
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def environment(ports: dict[str, str]) -> dict[str, str]:
+    """Of a reader's terminal: the local runtime, on free ports."""
+    names = ("TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
+    variables = script_environment(
+        **{name: ports[port] for name, port in zip(names, SERVER, strict=True)}, RUNTIME="local"
+    )
+    # The code is for a machine whose address nobody asks a proxy for.
+    return {k: v for k, v in variables.items() if "proxy" not in k.lower()}
+
+
+@pytest.fixture(scope="session")
 def run_page(
     small_build: Path,
-    copy_repository: Callable[..., Path],
+    make_clone: Callable[[str], Path],
+    environment: dict[str, str],
     ports: dict[str, str],
-    tmp_path_factory: pytest.TempPathFactory,
     figure: Callable[[str], None],
 ) -> Iterator[Callable[[Path], None]]:
     """``run_page(path)``: type a page's code into fresh terminals; the course's index was before.
 
     The index starts the server that all chapters use.
     """
-    clone = copy_repository(tmp_path_factory.mktemp("course") / "clone")
+    clone = make_clone("course")
     shutil.copytree(small_build, clone, dirs_exist_ok=True)
-    (clone / "data").symlink_to(os.environ.get("TEST_DATA_DIR", REPO_ROOT / "data"))
-    names = ("TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT")
-    environment = script_environment(
-        **{name: ports[port] for name, port in zip(names, SERVER, strict=True)}, RUNTIME="local"
-    )
-    # The code is for a machine whose address nobody asks a proxy for.
-    environment = {k: v for k, v in environment.items() if "proxy" not in k.lower()}
 
     def run(path: Path) -> None:
         terminals = Terminals(clone, environment)

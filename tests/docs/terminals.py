@@ -49,6 +49,16 @@ class Terminals:
         printed = _unix(self._python.run_command("\n".join(lines) + "\n" * (not lines[-1])))
         return printed, not _RAISED.search(printed)
 
+    def start(self, line: str, shown: str) -> None:
+        """Type a command that runs until Ctrl-C into bash; wait until it has printed `shown`."""
+        self._bash.child.sendline(line)
+        self._bash.child.expect_exact(shown)
+
+    def press_ctrl_c(self) -> None:
+        """End the command that was started, and wait for bash's prompt."""
+        self._bash.child.sendintr()
+        self._bash.child.expect_exact(self._bash.prompt)
+
     def close(self) -> None:
         """End both; servers that were started in the background run on."""
         for repl in (self._bash, self._python):

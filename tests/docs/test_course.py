@@ -6,7 +6,9 @@ import pytest
 
 from tests.docs.conftest import COURSE
 from tests.docs.pages import ALLOWED, difference
+from tests.running import REPO_ROOT
 
+INDEX = COURSE / "README.md"
 CHAPTERS = sorted(path for path in COURSE.glob("*.md") if path.name != "README.md")
 LANGUAGES = {"bash", "python", "text", "json", "protobuf", ""}
 
@@ -16,11 +18,22 @@ def test_code_of_the_chapter_prints_what_the_page_shows(path, run_page):
     run_page(path)
 
 
-@pytest.mark.parametrize("path", [COURSE / "README.md", *CHAPTERS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [REPO_ROOT / "README.md", INDEX, *CHAPTERS],
+    ids=lambda path: str(path.relative_to(REPO_ROOT)),
+)
 def test_every_block_is_of_a_language_that_is_run_or_compared(path):
     fences = re.findall(r"^ *```(.*)$", path.read_text(), re.MULTILINE)
     assert set(fences[::2]) <= LANGUAGES
     assert set(fences[1::2]) <= {""}
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_the_answer_of_the_exercise_has_code(path):
+    _, _, answer = path.read_text().partition("<summary>Answer</summary>")
+    code, _, _ = answer.partition("</details>")
+    assert re.search(r"^```(bash|python)$", code, re.MULTILINE)
 
 
 def test_chapters_are_of_a_length_that_is_read_at_once():
@@ -29,7 +42,7 @@ def test_chapters_are_of_a_length_that_is_read_at_once():
 
 
 def test_every_chapter_is_in_the_index():
-    text = (COURSE / "README.md").read_text()
+    text = INDEX.read_text()
     assert [path.name for path in CHAPTERS if f"]({path.name})" not in text] == []
 
 

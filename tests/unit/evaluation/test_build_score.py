@@ -7,10 +7,10 @@ from reverse_image_search.datasets import LabeledImage
 from reverse_image_search.evaluation.build_score import (
     QualityError,
     check_quality,
-    draw_originals,
     draw_own_queries,
     score_build,
 )
+from reverse_image_search.evaluation.originals import draw_originals
 from reverse_image_search.training.adaptation import is_held_out
 
 GATE = {"precision_at_1": 0.90, "recall_at_1": 0.85}

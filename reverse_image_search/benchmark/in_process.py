@@ -23,7 +23,8 @@ def measure_in_process(
     output_dir: Path, threads: int, batch_sizes: Sequence[int], seconds: float
 ) -> dict[int, dict]:
     """Queries per second and latency of whole searches, by batch size; `model_ms` is each model's
-    own share of the mean. Each batch size takes `seconds`, after a warm-up of a fifth of it.
+    own share of the mean. Each batch size takes `seconds`, after a warm-up of a fifth of it, or one
+    call if that takes longer.
     """
     torch.set_num_threads(threads)
     encoder, similarity = load_models(output_dir)
@@ -34,7 +35,7 @@ def measure_in_process(
         times: list[tuple[float, float]] = []  # seconds in each model
         begin = time.perf_counter() + seconds / 5
         with torch.inference_mode():
-            while (start := time.perf_counter()) < begin + seconds:
+            while (start := time.perf_counter()) < begin + seconds or not times:
                 embeddings = encoder(batches[len(times) % len(batches)])
                 between = time.perf_counter()
                 similarity(embeddings)

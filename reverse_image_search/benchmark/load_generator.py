@@ -113,7 +113,7 @@ def generate_load(
 
     Raises
     ------
-    OSError, EOFError : the server does not answer, or not with status 200
+    OSError, EOFError : the server does not answer, not in time, or not with status 200
     """
     import uvloop  # of requirements-benchmark.txt
 
@@ -147,6 +147,8 @@ def generate_load(
             return cpu_seconds
 
     cpu_seconds = uvloop.run(search_with_all_clients())
+    if not latencies:
+        raise TimeoutError(f"no answer within {seconds:g} s; measure longer, with --seconds")
     return {
         "queries_per_second": len(latencies) / seconds,
         **{f"p{p}_ms": 1e3 * np.percentile(latencies, p) for p in (50, 95, 99)},

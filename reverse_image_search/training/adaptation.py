@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 PRINCIPAL_DIMS = 768  # of the features that are kept before anything is learned
 EMBEDDING_DIMS = 512
-RIDGE = 20.0  # of the pairs' scatter: more keeps the embedding closer to the features
+RIDGE = 7.0  # of the pairs' scatter: more keeps the embedding closer to the features
 CLASS_SCATTER = 0.3  # how much the scatter within classes counts besides that of the pairs
 LABELED_RIDGE = 1.0  # instead of RIDGE, where classes count as well
 LOGIT_SCALE = 10.0  # of the unit-length embedding, for the classifier

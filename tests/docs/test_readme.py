@@ -44,7 +44,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_each_command_of_the_readme_succeeds(make_clone, environment, home):
+def test_each_command_of_the_readme_succeeds(make_clone, environment, home, figure):
     clone = make_clone("readme")
     names = ("TRITON_HTTP_PORT", "TRITON_GRPC_PORT", "TRITON_METRICS_PORT", "APP_PORT")
     ports = dict(zip(names, map(str, free_ports(4)), strict=True))
@@ -71,3 +71,4 @@ def test_each_command_of_the_readme_succeeds(make_clone, environment, home):
         demo.press_ctrl_c()
         demo.close()
     assert (clone / "found" / "b.jpg").is_file()
+    figure(f"README.md: {len(lines_of_readme())} commands run")

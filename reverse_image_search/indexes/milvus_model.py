@@ -8,6 +8,7 @@ after it is back.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ _PAUSE = 1.0  # seconds after a failure in which requests fail at once
 _BATCH_SIZES = (1, 8, 64)  # that are warmed up
 _NO_NEIGHBOR = -1
 _LOWEST = np.finfo(np.float32).min
+_TAKEN = b"used_dltensor"  # DLPack's name of a capsule whose tensor has a new owner
 
 
 class TritonPythonModel:
@@ -64,14 +66,8 @@ class TritonPythonModel:
             failures = [pb_utils.TritonError(str(error)) for _ in requests]
             return [pb_utils.InferenceResponse(error=failure) for failure in failures]
         ends = np.cumsum([len(part) for part in parts])[:-1]
-        # With NumPy 2, Triton 2.51 gets an empty tensor from pb_utils.Tensor(name, array).
         return [
-            pb_utils.InferenceResponse(
-                [
-                    pb_utils.Tensor.from_dlpack("OUTPUT__0", ids),
-                    pb_utils.Tensor.from_dlpack("OUTPUT__1", scores),
-                ]
-            )
+            pb_utils.InferenceResponse([_tensor("OUTPUT__0", ids), _tensor("OUTPUT__1", scores)])
             for ids, scores in zip(*(np.split(output, ends) for output in outputs), strict=True)
         ]
 
@@ -101,6 +97,20 @@ class TritonPythonModel:
         self._client = None
 
 
+def _tensor(name: str, array: np.ndarray) -> Any:
+    """Triton's tensor of a contiguous array.
+
+    With NumPy 2, Triton 2.51 makes an empty one of pb_utils.Tensor(name, array). It names a DLPack
+    capsule that it has taken otherwise than NumPy expects, which would complain in the log.
+    """
+    import triton_python_backend_utils as pb_utils
+
+    capsule = array.__dlpack__()
+    tensor = pb_utils.Tensor.from_dlpack(name, capsule)
+    ctypes.pythonapi.PyCapsule_SetName(ctypes.py_object(capsule), _TAKEN)
+    return tensor
+
+
 class MilvusUnavailableError(Exception):
     """Milvus did not answer, or not with neighbors; the message says why."""
 
@@ -125,8 +135,9 @@ def connect(uri: str, timeout: float) -> Any:
     finally:
         if setting is not None:
             os.environ["MILVUS_URI"] = setting
-    # Its tracebacks would fill the log; what failed stands in our own messages.
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    # Their tracebacks would fill the log; what failed stands in our own messages.
+    for name in ("pymilvus", "milvus_lite"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return MilvusClient(uri, timeout=timeout, dedicated=True)
 
 

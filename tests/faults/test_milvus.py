@@ -100,6 +100,7 @@ def test_milvus_is_killed_and_frozen(
             milvus.thaw()
         seconds["frozen"] = seconds_until_right()
     assert server.server_pid == pid
+    assert "Traceback" not in server.log
     for how, each in seconds.items():
         figure(f"Milvus back after being {how}: right answers after {each:.1f} s")
 

@@ -6,7 +6,8 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
 from typing import NamedTuple, TypeVar
@@ -18,7 +19,8 @@ from reverse_image_search.contract import ENCODER_ID_PARAMETER, IMAGE_ENCODER
 from reverse_image_search.image_reader import ImageReader, ReadFile
 from reverse_image_search.terminal.command import TerminalError
 
-_IMAGES_AT_ONCE = 16  # those of one size share a request
+# Of one size, as the server can only batch those.
+_IMAGES_A_REQUEST = 8
 _PATIENCE = 60.0  # seconds that no server may answer
 _PAUSE = 0.5  # seconds before a request is sent again
 Result = TypeVar("Result")
@@ -95,29 +97,52 @@ def _patiently(ask: Callable[[], Result], patience: float) -> Result:
 
 def embed_files(servers: Servers, paths: Iterable[str]) -> Generator[EmbeddedFile, None, None]:
     """Embed image files, many at a time and a bounded number ahead, in the order of `paths`."""
-
-    def embed(files: list[ReadFile]) -> list[EmbeddedFile]:
-        images = [file.photo.pixels for file in files if file.photo]
-        rows = iter(servers.embed(images) if images else [])
-        return [
-            EmbeddedFile(os.fsdecode(file.path), next(rows) if file.photo else None, file.reason)
-            for file in files
-        ]
-
-    ahead: deque = deque()
-    chunk: list[ReadFile] = []
     threads = ThreadPoolExecutor(servers.in_flight)
+    most_ahead = 4 * servers.in_flight * _IMAGES_A_REQUEST
+    ahead: deque[tuple[ReadFile, _Request | None]] = deque()
+    waiting: dict[tuple[int, ...], _Request] = {}  # requests that are not full yet, by image size
+
+    def send(request: _Request) -> None:
+        if waiting.get(request.images[0].shape) is request:
+            del waiting[request.images[0].shape]
+            request.rows = threads.submit(servers.embed, request.images)
+
+    def next_file() -> EmbeddedFile:
+        file, request = ahead.popleft()
+        if request is None:
+            return EmbeddedFile(os.fsdecode(file.path), None, file.reason)
+        send(request)
+        return EmbeddedFile(os.fsdecode(file.path), request.take(), "")
+
     try:
         with ImageReader() as reader:
             for file in reader.read_all(map(os.fsencode, paths)):
-                chunk.append(file)
-                if len(chunk) == _IMAGES_AT_ONCE:
-                    ahead.append(threads.submit(embed, chunk))
-                    chunk = []
-                    if len(ahead) > 2 * servers.in_flight:
-                        yield from ahead.popleft().result()
-            ahead.append(threads.submit(embed, chunk))
+                request = None
+                if file.photo:
+                    request = waiting.setdefault(file.photo.pixels.shape, _Request())
+                    request.images.append(file.photo.pixels)
+                    if len(request.images) == _IMAGES_A_REQUEST:
+                        send(request)
+                ahead.append((replace(file, photo=None, thumbnail=b""), request))
+                if len(ahead) > most_ahead:
+                    yield next_file()
+            for request in list(waiting.values()):
+                send(request)
             while ahead:
-                yield from ahead.popleft().result()
+                yield next_file()
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+class _Request:
+    """Images of one size, and their embeddings, which are taken in the same order."""
+
+    def __init__(self) -> None:
+        self.images: list[np.ndarray] = []
+        self.rows: Future[np.ndarray]
+        self._taken = 0
+
+    def take(self) -> np.ndarray:
+        """The next embedding (D,); waits for the answer."""
+        self._taken += 1
+        return self.rows.result()[self._taken - 1]

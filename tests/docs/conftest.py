@@ -18,6 +18,7 @@ from tests.running import REPO_ROOT, free_ports, processes_naming, script_enviro
 
 COURSE = REPO_ROOT / "doc" / "tutorial"
 SERVER, EXPERIMENTS = ("8000", "8001", "8002"), ("8100", "8101", "8102")
+BALANCER = ("8200", "8201")  # chapter 10
 # The block of the index that the fixture `small_build` has run.
 BUILD_BLOCK = " ".join([BUILD_COMMAND, *SMALL_BUILD])
 
@@ -25,7 +26,7 @@ BUILD_BLOCK = " ".join([BUILD_COMMAND, *SMALL_BUILD])
 @pytest.fixture(scope="session")
 def ports() -> dict[str, str]:
     """A free port for each one that the course names."""
-    names = (*SERVER, *EXPERIMENTS)
+    names = (*SERVER, *EXPERIMENTS, *BALANCER)
     return dict(zip(names, map(str, free_ports(len(names))), strict=True))
 
 

@@ -33,7 +33,6 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Connect and warm up, if Milvus answers: READY is about this model, not about Milvus."""
-        sys.unraisablehook = _log_unless_of_a_capsule
         config = json.loads(args["model_config"])
         self._top_k = int(config["output"][0]["dims"][0])
         self._dims = int(config["input"][0]["dims"][0])
@@ -113,14 +112,6 @@ def _tensor(name: str, array: np.ndarray) -> Any:
 
 class MilvusUnavailableError(Exception):
     """Milvus did not answer, or not with neighbors; the message says why."""
-
-
-def _log_unless_of_a_capsule(error: Any) -> None:
-    """Log an exception that nobody can catch: not NumPy's, with a traceback for each output, that
-    Triton 2.51 renames the capsules which it takes tensors from.
-    """
-    if "PyCapsule_GetPointer" not in str(error.exc_value):
-        sys.__unraisablehook__(error)
 
 
 def connect(uri: str, timeout: float) -> Any:

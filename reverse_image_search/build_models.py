@@ -203,6 +203,8 @@ def build(
     with _step("embed"), _open_gallery(options, previous) as writer:
         gallery_id = writer.metadata().get("gallery_id") or secrets.token_hex(6)
         build_options = _build_options(options, kept)
+        if not index_spec.is_exact:
+            build_options["is_exact"] = False  # for evaluations
         if index_spec.database:
             version = next_version(options.output_dir)
             new_name = f"gallery_{gallery_id}_{encoder_id}_{version}"

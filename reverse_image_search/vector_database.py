@@ -6,6 +6,7 @@ may differ are noted before, in ``.build``, and whoever comes next finishes what
 """
 
 import os
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def apply_changes(output_dir: Path) -> None:
         if database:
             ids, embeddings = gallery.embeddings(changed)
             vectors, removed = torch.from_numpy(embeddings), np.setdiff1d(changed, ids)
+            start = time.perf_counter()
             try:
                 database.update(name, torch.from_numpy(ids), vectors, torch.from_numpy(removed))
             except VectorDatabaseError as error:
@@ -52,6 +54,8 @@ def apply_changes(output_dir: Path) -> None:
                     f"{error}. The gallery is published, but its index lacks the last changes: run "
                     "this again once that is fixed"
                 ) from error
+            seconds = time.perf_counter() - start
+            print(f"{name}: {len(changed)} vectors changed in {seconds:.1f} s", flush=True)
     note.unlink()
 
 

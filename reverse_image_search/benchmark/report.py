@@ -1,5 +1,6 @@
 """What the benchmark's measurements say: medians, ratios with their targets, tables, a plot."""
 
+import math
 import statistics
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def compute_ratios(rows: list[dict]) -> dict[str, float]:
     """The figures that have a target, as far as they were measured."""
     found = {(row["name"], row["clients"]): row for row in rows}
     ratios = {}
-    alone = found["in-process, 1 threads, batch 1", 0]
+    alone = found.get(("in-process, 1 threads, batch 1", 0))
+    if not alone:
+        return {}
     in_backend = found.get(("two calls", 1), {}).get("triton")
     if in_backend and "model_ms" in alone:
         # What Triton counts for a call to the backend, less what the model takes by itself.
@@ -120,5 +123,6 @@ def plot_lines(path: Path, lines: dict[str, list[tuple]], **axes_settings: str) 
 
 
 def _limit(rows: list[dict]) -> float:
-    """Best throughput in process."""
-    return max(row["queries_per_second"] for row in rows if not row["clients"])
+    """Best throughput in process; NaN where that was not measured."""
+    throughputs = (row["queries_per_second"] for row in rows if not row["clients"])
+    return max(throughputs, default=math.nan)

@@ -24,7 +24,7 @@ from reverse_image_search.benchmark.report import (
 from reverse_image_search.benchmark.servers import own_server, peer_servers
 from reverse_image_search.command_line import make_parser
 from reverse_image_search.gallery import Gallery, GalleryError
-from reverse_image_search.layout import START_COMMAND, gallery_file
+from reverse_image_search.layout import MODEL_REPO, START_COMMAND, gallery_file, model_file
 
 _CLIENTS, _PEER_CLIENTS, _BATCH_SIZES = (1, 8, 32, 64), (1, 32), (1, 8, 16, 32, 64)
 
@@ -71,6 +71,11 @@ def measure(options: argparse.Namespace) -> dict:
 def _measure_servers(options: argparse.Namespace, url: str) -> list[dict]:
     output_dir, seconds = options.output_dir, options.seconds
     ways = _served_ways(url)
+    can_run_here = all(
+        model_file(output_dir / MODEL_REPO, model.name).exists() for model in contract.MODELS
+    )
+    if not can_run_here:
+        print("The models are not all TorchScript, so they are measured in the server alone.")
     reports: dict[tuple[str, int], list[dict]] = defaultdict(list)
 
     def add(name: str, clients: int, report: dict) -> None:
@@ -80,7 +85,7 @@ def _measure_servers(options: argparse.Namespace, url: str) -> list[dict]:
 
     for repeat in range(options.repeats):
         print(f"repeat {repeat + 1} of {options.repeats}", flush=True)
-        for threads in sorted({1, os.cpu_count() or 1}):
+        for threads in sorted({1, os.cpu_count() or 1}) if can_run_here else ():
             load = (output_dir, threads, _BATCH_SIZES, seconds)
             for size, report in measurements.in_own_process(measure_in_process, *load).items():
                 add(f"in-process, {threads} threads, batch {size}", 0, report)

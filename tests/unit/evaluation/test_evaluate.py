@@ -217,6 +217,22 @@ def test_neighbors_that_are_not_the_nearest_are_refused():
         check([0, 1], [0.5, 0])
 
 
+def test_an_approximate_index_may_miss_a_few_neighbors():
+    angles = np.linspace(0, 1.5, 40, dtype=np.float32)
+    gallery_embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    query = np.array([[1, 0]], dtype=np.float32)
+
+    def check(rows):
+        scores = gallery_embeddings[rows, 0][None]
+        neighbors = Neighbors(np.array([rows]), scores)
+        return check_ranking(query, gallery_embeddings, np.array([rows]), neighbors, is_exact=False)
+
+    assert check([*range(20)]) == 1
+    assert check([*range(19), 20]) == 0.95
+    with pytest.raises(EvaluationError, match="3 of 20 served neighbors"):
+        check([*range(17), 20, 21, 22])
+
+
 def test_pixels_of_one_size_are_those_of_small_grayscale_images(tmp_path):
     metadata = random_blocks(tmp_path).metadata
     images = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28)

@@ -27,20 +27,33 @@ def lines_of_readme() -> list[str]:
     return [line for line in lines if line and line not in RUN_ELSEWHERE]
 
 
+def session_of_readme() -> list[tuple[str, str]]:
+    """The commands of the terminal session, each with what it prints there."""
+    text = (REPO_ROOT / "README.md").read_text()
+    (session,) = re.findall(r"^```\n\$ (.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    parts = (part.partition("\n") for part in session.split("\n$ "))
+    return [(command, printed) for command, _, printed in parts]
+
+
+def shapes(printed: str) -> set[str]:
+    """The lines of what search.sh or find_duplicates.sh prints, without labels, paths, figures."""
+    lines = re.sub(r"/\S+", "PATH", printed).replace("groups", "group")
+    lines = re.sub(r" +", " ", re.sub(r"\d[\d,.]*", "N", lines))
+    return set(re.split(r"[\r\n]+", re.sub(r" N \S+ PATH", " N LABEL PATH", lines.strip())))
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A reader's folder: Pictures, with a smaller copy of one, Scans, and queries."""
-    for number, name in enumerate(["Pictures/a", "Pictures/b", "Pictures/c", "Scans/d", "new"]):
-        file = (tmp_path / name).with_suffix(".jpg")
-        file.parent.mkdir(exist_ok=True)
+    dress = tmp_path / "Pictures" / "dress"
+    for number, name in enumerate(["Pictures/dress/a", "Pictures/coat/b", "Scans/c", "new"]):
+        file = tmp_path / f"{name}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (8, 12, 3), np.uint8)
-        image = Image.fromarray(pixels).resize((480, 320), Image.Resampling.BICUBIC)
-        image.save(file)
+        Image.fromarray(pixels).resize((480, 320), Image.Resampling.BICUBIC).save(file)
+    Image.open(dress / "a.jpg").resize((240, 160)).save(dress / "small.jpg")
     (tmp_path / "queries").mkdir()
-    shutil.copy(tmp_path / "Pictures" / "a.jpg", tmp_path / "queries")
-    Image.open(tmp_path / "Pictures" / "a.jpg").resize((240, 160)).save(
-        tmp_path / "Pictures" / "small.jpg"
-    )
+    shutil.copy(dress / "a.jpg", tmp_path / "queries")
     return tmp_path
 
 
@@ -50,8 +63,10 @@ def test_each_command_of_the_readme_succeeds(make_clone, environment, home, figu
     ports = dict(zip(names, map(str, free_ports(4)), strict=True))
     environment = environment | ports | {"HOME": str(home), "BROWSER": "true"}
     (clone / "found").mkdir()
-    shutil.copy(home / "Pictures" / "b.jpg", clone / "photo.jpg")
+    shutil.copy(home / "Pictures" / "coat" / "b.jpg", clone / "photo.jpg")
     shutil.copy(home / "new.jpg", clone)
+    shutil.copy(home / "new.jpg", clone / "holiday.jpg")
+    shutil.copy(home / "new.jpg", clone / "coat.jpg")
     demo, others = Terminals(clone, environment), Terminals(clone, environment)
     try:
         for line in lines_of_readme():
@@ -66,9 +81,14 @@ def test_each_command_of_the_readme_succeeds(make_clone, environment, home, figu
             else:
                 printed, succeeded = others.bash(line)
                 assert succeeded, f"{line}\n{printed}"
+        for line, shown in session_of_readme():
+            printed, succeeded = others.bash(line)
+            assert succeeded, f"{line}\n{printed}"
+            assert shapes(shown) <= shapes(printed), f"{line}\n{printed}"
     finally:
         others.close()
         demo.press_ctrl_c()
         demo.close()
     assert (clone / "found" / "b.jpg").is_file()
-    figure(f"README.md: {len(lines_of_readme())} commands run")
+    commands = len(lines_of_readme()) + len(session_of_readme())
+    figure(f"README.md: {commands} commands run")

@@ -51,13 +51,19 @@ class ReadFile:
 
 
 class ImageReader:
-    """Processes that read image files; close it, or use it in a ``with`` statement."""
+    """Processes that read image files; close it, or use it in a ``with`` statement.
 
-    def __init__(self, processes: int | None = None) -> None:
+    Parameters
+    ----------
+    processes : how many; the default is one for each processor
+    thumbnails : make thumbnails, too, which takes longer than to decode a small photo
+    """
+
+    def __init__(self, processes: int | None = None, thumbnails: bool = True) -> None:
         count = processes or len(os.sched_getaffinity(0))
         self._idle: SimpleQueue[_Process] = SimpleQueue()
         for _ in range(count):
-            self._idle.put(_Process())
+            self._idle.put(_Process(thumbnails))
         self._threads = ThreadPoolExecutor(count)
         self._window = _AHEAD * count
 
@@ -97,7 +103,8 @@ class ImageReader:
 class _Process:
     """One process, started when it is first needed and again when it has died."""
 
-    def __init__(self) -> None:
+    def __init__(self, thumbnails: bool) -> None:
+        self._thumbnails = thumbnails
         self._popen: subprocess.Popen | None = None
         self._connection: Connection
 
@@ -131,7 +138,8 @@ class _Process:
         self._connection, theirs = Pipe()
         code = (
             f"import sys; sys.path.insert(0, {str(REPOSITORY_ROOT)!r}); "
-            f"from reverse_image_search.image_reader import serve; serve({theirs.fileno()})"
+            f"from reverse_image_search.image_reader import serve; "
+            f"serve({theirs.fileno()}, {self._thumbnails})"
         )
         command = [sys.executable, "-I", "-c", code]
         self._popen = subprocess.Popen(
@@ -147,7 +155,7 @@ class _Process:
         return self._connection.recv()
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, thumbnails: bool) -> None:
     """Read the files that the other end of a connection asks for, until that is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other end's to act on
     resource.setrlimit(resource.RLIMIT_DATA, (_MAX_MEMORY, _MAX_MEMORY))
@@ -159,7 +167,7 @@ def serve(descriptor: int) -> None:
         while True:
             path = connection.recv()
             try:
-                answer = _read(path, connection)
+                answer = _read(path, connection, thumbnails)
             except ImageFileError as error:
                 answer = ReadFile(path, str(error))
             except OSError as error:
@@ -167,7 +175,7 @@ def serve(descriptor: int) -> None:
             connection.send(answer)
 
 
-def _read(path: bytes, connection: Connection) -> ReadFile:
+def _read(path: bytes, connection: Connection, thumbnails: bool) -> ReadFile:
     # Opening a FIFO does not wait for a writer then.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         facts = os.fstat(file.fileno())  # before reading: a change during it is seen next time
@@ -179,5 +187,5 @@ def _read(path: bytes, connection: Connection) -> ReadFile:
     connection.send(digest)
     is_known = connection.recv()
     photo = None if is_known else read_image(data, limits=OWN_FILES)
-    thumbnail = make_thumbnail(photo.pixels) if photo else b""
+    thumbnail = make_thumbnail(photo.pixels) if photo and thumbnails else b""
     return ReadFile(path, "", facts.st_size, facts.st_mtime_ns, digest, photo, thumbnail)

@@ -19,7 +19,7 @@ def main() -> None:
     """Print images a second of the load generator and of `embed_files`, alternately."""
     parser = make_parser(__doc__.partition("\n")[0], clients=32, seconds=5.0, repeats=3)
     parser.add_argument("--replica", action="append", help="address, instead of --url")
-    parser.add_argument("--in-flight", type=int, default=4, help="requests for each replica")
+    parser.add_argument("--in-flight", type=int, default=2, help="requests for each replica")
     parser.add_argument("folder", help="of the images")
     options = parser.parse_args()
     urls = options.replica or [options.url]

@@ -15,7 +15,7 @@
 #   --url URL          a server; several times for several replicas (default: TRITON_URL, or the
 #                      server of this machine)
 #   --part-size N      images of a part (default 10000)
-#   --in-flight N      requests at a time for each --url (default 4)
+#   --in-flight N      requests at a time for each --url (default 2)
 #   --share I/N        embed only every Nth part, from the Ith; for N processes, on any machines
 #   -h, --help         this text
 #

@@ -71,7 +71,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--into", type=Path, metavar="FOLDER")
     parser.add_argument("--url", action="append", dest="urls")
     parser.add_argument("--part-size", type=positive_integer, default=10_000, metavar="N")
-    parser.add_argument("--in-flight", type=positive_integer, default=4, metavar="N")
+    parser.add_argument("--in-flight", type=positive_integer, default=2, metavar="N")
     parser.add_argument("--share", type=_share, default=(1, 1), metavar="I/N")
     options = parser.parse_args(arguments)
     if not options.into:

@@ -15,12 +15,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from reverse_image_search.client import Client, TritonError
-from reverse_image_search.contract import ENCODER_ID_PARAMETER, IMAGE_ENCODER
+from reverse_image_search.contract import ENCODER_ID_PARAMETER, IMAGE_ENCODER, MAX_BATCH_SIZE
 from reverse_image_search.image_reader import ImageReader, ReadFile
 from reverse_image_search.terminal.command import TerminalError
 
-# Of one size, as the server can only batch those.
-_IMAGES_A_REQUEST = 8
+# In a request, of images of one size: the server can batch only those. With more, an encoder on a
+# CPU takes longer for each.
+_PIXELS_AT_ONCE = 250_000
 _PATIENCE = 60.0  # seconds that no server may answer
 _PAUSE = 0.5  # seconds before a request is sent again
 Result = TypeVar("Result")
@@ -98,7 +99,9 @@ def _patiently(ask: Callable[[], Result], patience: float) -> Result:
 def embed_files(servers: Servers, paths: Iterable[str]) -> Generator[EmbeddedFile, None, None]:
     """Embed image files, many at a time and a bounded number ahead, in the order of `paths`."""
     threads = ThreadPoolExecutor(servers.in_flight)
-    most_ahead = 4 * servers.in_flight * _IMAGES_A_REQUEST
+    # Enough that requests are full, although images of other sizes come in between.
+    most_ahead = 16 * servers.in_flight * _PIXELS_AT_ONCE
+    pixels_ahead = 0
     ahead: deque[tuple[ReadFile, _Request | None]] = deque()
     waiting: dict[tuple[int, ...], _Request] = {}  # requests that are not full yet, by image size
 
@@ -108,23 +111,26 @@ def embed_files(servers: Servers, paths: Iterable[str]) -> Generator[EmbeddedFil
             request.rows = threads.submit(servers.embed, request.images)
 
     def next_file() -> EmbeddedFile:
+        nonlocal pixels_ahead
         file, request = ahead.popleft()
         if request is None:
             return EmbeddedFile(os.fsdecode(file.path), None, file.reason)
         send(request)
+        pixels_ahead -= request.pixels_of_an_image
         return EmbeddedFile(os.fsdecode(file.path), request.take(), "")
 
     try:
-        with ImageReader() as reader:
+        with ImageReader(thumbnails=False) as reader:
             for file in reader.read_all(map(os.fsencode, paths)):
                 request = None
                 if file.photo:
                     request = waiting.setdefault(file.photo.pixels.shape, _Request())
                     request.images.append(file.photo.pixels)
-                    if len(request.images) == _IMAGES_A_REQUEST:
+                    pixels_ahead += request.pixels_of_an_image
+                    if request.is_full:
                         send(request)
-                ahead.append((replace(file, photo=None, thumbnail=b""), request))
-                if len(ahead) > most_ahead:
+                ahead.append((replace(file, photo=None), request))
+                while pixels_ahead > most_ahead:
                     yield next_file()
             for request in list(waiting.values()):
                 send(request)
@@ -141,6 +147,16 @@ class _Request:
         self.images: list[np.ndarray] = []
         self.rows: Future[np.ndarray]
         self._taken = 0
+
+    @property
+    def pixels_of_an_image(self) -> int:
+        height, width, _ = self.images[0].shape
+        return height * width
+
+    @property
+    def is_full(self) -> bool:
+        most = min(MAX_BATCH_SIZE, _PIXELS_AT_ONCE // self.pixels_of_an_image)
+        return len(self.images) >= most
 
     def take(self) -> np.ndarray:
         """The next embedding (D,); waits for the answer."""

@@ -14,10 +14,17 @@ from reverse_image_search.layout import BUILD_COMMAND
 from tests.conftest import SMALL_BUILD
 from tests.docs.pages import Page
 from tests.docs.terminals import Terminals
-from tests.running import REPO_ROOT, free_ports, processes_naming, script_environment
+from tests.running import (
+    REPO_ROOT,
+    free_ports,
+    processes_naming,
+    script_environment,
+    skip_or_fail,
+)
 
 COURSE = REPO_ROOT / "doc" / "tutorial"
 SERVER, EXPERIMENTS = ("8000", "8001", "8002"), ("8100", "8101", "8102")
+SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin"
 BALANCER = ("8200", "8201")  # chapter 10
 # The block of the index that the fixture `small_build` has run.
 BUILD_BLOCK = " ".join([BUILD_COMMAND, *SMALL_BUILD])
@@ -71,6 +78,8 @@ def run_page(
     shutil.copytree(small_build, clone, dirs_exist_ok=True)
 
     def run(path: Path) -> None:
+        if "haproxy -D" in path.read_text() and not shutil.which("haproxy", path=SYSTEM_PATH):
+            skip_or_fail("there is no haproxy: apt-get install haproxy")
         terminals = Terminals(clone, environment)
         page = Page(path, terminals, ports, {BUILD_BLOCK})
         try:

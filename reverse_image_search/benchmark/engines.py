@@ -1,6 +1,7 @@
 """Recall and latency of the indexes and of FAISS' peers, on one thread, at growing gallery sizes.
 
-    python -m reverse_image_search.benchmark.engines --output-dir . --plot engines.png
+    python -m reverse_image_search.benchmark.engines --output-dir . --growth growth.png
+    python -m reverse_image_search.benchmark.engines --sizes 60000 --recall recall.png
 
 Real embeddings of the build, repeated with noise beyond its size (see `index_search`). All engines
 of a size are asked in turn in one process, so that their ratios hold on a noisy machine.
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -36,29 +38,35 @@ Search = Callable[[torch.Tensor], np.ndarray]  # (batch, D) -> ids (batch, K)
 
 @dataclass(frozen=True)
 class Engine:
-    """Writes an index of unit-length vectors (N, D) into a folder, and loads it from there."""
+    """Writes an index of unit-length vectors (N, D) into a folder, and loads it from there.
 
-    write: Callable[[np.ndarray, Path], None]
-    load: Callable[[Path], Search]
+    `settings` trade recall for time; the first one is what a user would take.
+    """
+
+    write: Callable[[np.ndarray, Path, tuple], None]  # for all of the given settings
+    load: Callable[[Path, float], Search]  # with one of them
+    settings: tuple[float, ...] = (0,)
 
 
-def _torchscript(name: str) -> Engine:
-    def write(vectors: np.ndarray, folder: Path) -> None:
+def _torchscript(name: str, *recalls: float) -> Engine:
+    def write(vectors: np.ndarray, folder: Path, settings: tuple) -> None:
         ids = torch.arange(len(vectors))
-        index = INDEXES[name].build(torch.from_numpy(vectors), ids, IndexOptions(_TOP_K))
-        write_model_files(INDEXES[name].files(index), folder, input_ndim=2)
+        for setting in settings:
+            options = IndexOptions(_TOP_K, setting or IndexOptions.recall)
+            index = INDEXES[name].build(torch.from_numpy(vectors), ids, options)
+            write_model_files(INDEXES[name].files(index), folder / str(setting), input_ndim=2)
 
-    def load(folder: Path) -> Search:
-        model = load_torchscript(folder / MODEL_FILENAME)
+    def load(folder: Path, setting: float) -> Search:
+        model = load_torchscript(folder / str(setting) / MODEL_FILENAME)
         return lambda queries: model(queries)[0].numpy()
 
-    return Engine(write, load)
+    return Engine(write, load, recalls or (0,))
 
 
-def _faiss(factory: str, **parameters: int) -> Engine:
+def _faiss(factory: str, parameter: str = "", *settings: float) -> Engine:
     """An index of FAISS by its factory string; ``{lists}`` in it is about √N."""
 
-    def write(vectors: np.ndarray, folder: Path) -> None:
+    def write(vectors: np.ndarray, folder: Path, _settings: tuple) -> None:
         description = factory.format(lists=round(len(vectors) ** 0.5))
         index = faiss.index_factory(vectors.shape[1], description, faiss.METRIC_INNER_PRODUCT)
         index.train(vectors)
@@ -66,66 +74,77 @@ def _faiss(factory: str, **parameters: int) -> Engine:
         folder.mkdir(parents=True)
         faiss.write_index(index, str(folder / "index.faiss"))
 
-    def load(folder: Path) -> Search:
+    def load(folder: Path, setting: float) -> Search:
         index = faiss.read_index(str(folder / "index.faiss"))
-        for key, value in parameters.items():
-            faiss.ParameterSpace().set_index_parameter(index, key, value)
-        return lambda queries: index.search(queries.numpy(), _TOP_K)[1]
 
-    return Engine(write, load)
+        def search(queries: torch.Tensor) -> np.ndarray:
+            if parameter:
+                faiss.ParameterSpace().set_index_parameter(index, parameter, setting)
+            return index.search(queries.numpy(), _TOP_K)[1]
+
+        return search
+
+    return Engine(write, load, settings or (0,))
 
 
 ENGINES = {
     "exact": _torchscript("exact"),
-    "ivf": _torchscript("ivf"),
+    "ivf": _torchscript("ivf", IndexOptions.recall, 0.9, 0.95, 0.98, 0.99),
     "FAISS flat": _faiss("Flat"),
-    "FAISS IVF, 8 probes": _faiss("IVF{lists},Flat", nprobe=8),
-    "FAISS IVF, 32 probes": _faiss("IVF{lists},Flat", nprobe=32),
-    "FAISS HNSW": _faiss("HNSW32", efSearch=200),
+    "FAISS IVF": _faiss("IVF{lists},Flat", "nprobe", 16, 2, 4, 8, 32, 64),
+    "FAISS HNSW": _faiss("HNSW32", "efSearch", 200, 25, 50, 100, 400),
 }
 
 
-def measure_engines(output_dir: Path, size: int, names: list[str]) -> dict:
-    """By engine: recall_at_20 and _100, build_seconds, load_seconds, memory_mb, file_mb, ms."""
+def measure_engines(output_dir: Path, size: int, names: list[str], sweep: bool) -> list[dict]:
+    """A row for each engine and setting: recall_at_20 and _100, ms of a call by batch size.
+
+    Also file_mb and build_seconds, of all settings of a sweep together, load_seconds and memory_mb.
+    """
     queries, gallery = load_vectors(output_dir, size)
     gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
     truth = _exact_neighbors(queries, gallery)
-    rows: dict[str, dict] = {}
-    searches: dict[str, Search] = {}
+    rows: list[dict[str, Any]] = []
+    searches: list[Search] = []
     with tempfile.TemporaryDirectory() as temporary:
+        facts = {}
         for name in names:
-            folder = Path(temporary) / name / "1"
-            start = time.perf_counter()
-            ENGINES[name].write(gallery, folder)
-            rows[name] = {"build_seconds": time.perf_counter() - start}
+            settings = ENGINES[name].settings if sweep else ENGINES[name].settings[:1]
+            folder, start = Path(temporary) / name, time.perf_counter()
+            ENGINES[name].write(gallery, folder, settings)
+            seconds = time.perf_counter() - start
+            megabytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
+            facts[name] = {"build_seconds": seconds, "file_mb": megabytes}
         del gallery
         torch.set_num_threads(1)
         faiss.omp_set_num_threads(1)
         for name in names:
-            folder = Path(temporary) / name / "1"
-            before, start = psutil.Process().memory_info().rss, time.perf_counter()
-            searches[name] = ENGINES[name].load(folder)
-            rows[name]["load_seconds"] = time.perf_counter() - start
-            rows[name]["memory_mb"] = (psutil.Process().memory_info().rss - before) / 1e6
-            rows[name]["file_mb"] = sum(f.stat().st_size for f in folder.iterdir()) / 1e6
+            for setting in ENGINES[name].settings if sweep else ENGINES[name].settings[:1]:
+                before, start = psutil.Process().memory_info().rss, time.perf_counter()
+                searches.append(ENGINES[name].load(Path(temporary) / name, setting))
+                load_seconds = time.perf_counter() - start
+                memory = (psutil.Process().memory_info().rss - before) / 1e6
+                what = {"gallery": size, "engine": name, "setting": setting}
+                figures = {"load_seconds": load_seconds, "memory_mb": memory}
+                rows.append(what | facts[name] | figures)
     with torch.inference_mode():
-        for name, search in searches.items():
+        for row, search in zip(rows, searches, strict=True):
             found = np.concatenate([search(batch) for batch in queries.split(32)])
             for k in (20, _TOP_K):
                 hits = [
                     len(np.intersect1d(a[:k], b[:k])) for a, b in zip(found, truth, strict=True)
                 ]
-                rows[name][f"recall_at_{k}"] = sum(hits) / (k * len(truth))
-        for size_ in _BATCH_SIZES:
-            times = np.empty((_ROUNDS, len(names)))
+                row[f"recall_at_{k}"] = sum(hits) / (k * len(truth))
+        for batch_size in _BATCH_SIZES:
+            times = np.empty((_ROUNDS, len(rows)))
             for turn in range(_ROUNDS):
-                batch = queries[turn * size_ % (len(queries) - size_) :][:size_]
-                for column, name in enumerate(names):
+                batch = queries[turn * batch_size % (len(queries) - batch_size) :][:batch_size]
+                for column, search in enumerate(searches):
                     start = time.perf_counter()
-                    searches[name](batch)
+                    search(batch)
                     times[turn, column] = 1e3 * (time.perf_counter() - start)
-            for name, median in zip(names, np.median(times[2:], axis=0), strict=True):
-                rows[name].setdefault("ms", {})[size_] = float(median)
+            for row, median in zip(rows, np.median(times[2:], axis=0), strict=True):
+                row["ms"] = {**row.get("ms", {}), batch_size: float(median)}
     return rows
 
 
@@ -141,22 +160,37 @@ def _exact_neighbors(queries: torch.Tensor, gallery: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    """Print a row per engine and size as JSON; draw recall against queries a second with --plot."""
+    """Print a row per engine and size as JSON, and draw them."""
     parser = make_parser(main.__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[60_000, 600_000])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--plot", type=Path, metavar="FILE")
+    parser.add_argument("--growth", type=Path, metavar="FILE", help="draw ms over gallery size")
+    recall_help = "draw recall over queries/s, with all settings of the engines"
+    parser.add_argument("--recall", type=Path, metavar="FILE", help=recall_help)
     options = parser.parse_args()
     print(describe_machine())
-    lines: dict[str, list[tuple]] = {name: [] for name in options.engines}
+    rows = []
     for size in options.sizes:
-        rows = in_own_process(measure_engines, options.output_dir, size, options.engines)
-        for name, row in rows.items():
-            print(json.dumps({"gallery": size, "engine": name} | row), flush=True)
-            lines[name].append((row["recall_at_20"], 1e3 / row["ms"][1], f"{size:,}"))
-    if options.plot:
-        plot_lines(options.plot, lines, xlabel="recall@20", ylabel="queries/s, one thread",
+        arguments = options.output_dir, size, options.engines, bool(options.recall)
+        for row in in_own_process(measure_engines, *arguments):
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    if options.growth:
+        plot_lines(options.growth, _lines(rows, lambda row: (row["gallery"], row["ms"][1], "")),
+                   xlabel="vectors in the gallery", ylabel="ms for a query, one thread",
+                   xscale="log", yscale="log", title=describe_machine())  # fmt: skip
+    if options.recall:
+        points = _lines(rows, lambda row: (row["recall_at_20"], 1e3 / row["ms"][1], row["setting"]))
+        plot_lines(options.recall, points, xlabel="recall@20", ylabel="queries/s, one thread",
                    yscale="log", title=describe_machine())  # fmt: skip
+
+
+def _lines(rows: list[dict], point: Callable[[dict], tuple]) -> dict[str, list[tuple]]:
+    """A line of sorted points for each engine."""
+    lines: dict[str, list[tuple]] = {}
+    for row in rows:
+        lines.setdefault(row["engine"], []).append(point(row))
+    return {name: sorted(points) for name, points in lines.items()}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -19,6 +20,8 @@ from reverse_image_search.benchmark.load_generator import generate_load
 
 # A loopback address must not be asked through a proxy.
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+Result = TypeVar("Result")
 
 
 class BenchmarkError(Exception):
@@ -48,7 +51,7 @@ def measure_load(url: str, scenario: str, clients: int, output_dir: Path, second
     return report
 
 
-def in_own_process(function: Callable[..., dict], *arguments: object) -> dict:
+def in_own_process(function: Callable[..., Result], *arguments: object) -> Result:
     """Result of a call in a process of its own, with its own threads and memory."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         return executor.submit(function, *arguments).result()

@@ -189,20 +189,22 @@ def build(
 
     with _step("encoder"):
         if kept:
+            recipe = kept.build_options.get("training_recipe")
             published = options.output_dir / layout.MODEL_REPO
             encoder_file = layout.model_file(published, contract.IMAGE_ENCODER.name)
         else:
-            encoder_file = _make_encoder_file(options, dataset)
+            recipe = _training_recipe(options, dataset)
+            encoder_file = _make_encoder_file(options, dataset, recipe)
         if not is_update:
             target = layout.model_file(model_repo, contract.IMAGE_ENCODER.name)
             target.parent.mkdir(parents=True)
             shutil.copyfile(encoder_file, target)
         encoder = load_torchscript(encoder_file)
-        encoder_id = hashlib.sha256(encoder_file.read_bytes()).hexdigest()[:12]
+        encoder_id = _digest(encoder_file)
 
     with _step("embed"), _open_gallery(options, previous) as writer:
         gallery_id = writer.metadata().get("gallery_id") or secrets.token_hex(6)
-        build_options = _build_options(options, kept)
+        build_options = {**_build_options(options, kept), "training_recipe": recipe}
         if not index_spec.is_exact:
             build_options["is_exact"] = False  # for evaluations
         if index_spec.database:
@@ -376,12 +378,18 @@ def _kept_encoder(
     return previous if is_same or not options.names_encoder else None
 
 
-def _make_encoder_file(options: argparse.Namespace, dataset: Dataset) -> Path:
-    """Export the encoder, or reuse the one that an interrupted build trained; returns its file."""
+def _make_encoder_file(options: argparse.Namespace, dataset: Dataset, recipe: str) -> Path:
+    """Export the encoder, or reuse the published or an interrupted build's; returns its file."""
     spec, name = ENCODERS[options.encoder], layout.MODEL_FILENAME
-    finished = options.output_dir / _TRAINED / _training_recipe(options, dataset) / name
+    finished = options.output_dir / _TRAINED / recipe / name
+    published = layout.model_file(
+        options.output_dir / layout.MODEL_REPO, contract.IMAGE_ENCODER.name
+    )
     if finished.exists():
         print("Resuming an interrupted build: its encoder is already trained.", flush=True)
+    elif recipe == _published_recipe(options.output_dir, published):
+        print("The published encoder is the one that this build would train.", flush=True)
+        return published
     else:
         training_options = TrainingOptions(
             options.epochs, options.seed, options.weights, options.adapt
@@ -395,6 +403,23 @@ def _make_encoder_file(options: argparse.Namespace, dataset: Dataset) -> Path:
             check_export(exported, encoder, examples, spec.export_tolerance)
         part.rename(finished.parent)
     return finished
+
+
+def _published_recipe(output_dir: Path, encoder_file: Path) -> str | None:
+    """The `_training_recipe` of the published encoder, if its file is what was built."""
+    try:
+        with closing(Gallery(layout.gallery_file(output_dir))) as gallery:
+            metadata = gallery.metadata
+        if metadata.encoder_id == _digest(encoder_file):
+            return metadata.build_options.get("training_recipe")
+    except (GalleryError, OSError):
+        pass
+    return None
+
+
+def _digest(encoder_file: Path) -> str:
+    """The `encoder_id` of an exported encoder."""
+    return hashlib.sha256(encoder_file.read_bytes()).hexdigest()[:12]
 
 
 def _encoder_recipe(options: argparse.Namespace) -> str:

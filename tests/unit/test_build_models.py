@@ -139,8 +139,8 @@ def test_missing_dataset_is_one_message(tmp_path, monkeypatch, capsys):
     assert files(tmp_path) == {}
 
 
-def test_a_build_stopped_after_training_resumes(build, tmp_path, monkeypatch, capsys):
-    """Only if nothing that determines the encoder has changed, and not after it was published."""
+def test_an_encoder_is_trained_once(build, tmp_path, monkeypatch, capsys):
+    """By a build that is stopped, or published; again if what determines the encoder has changed."""
     trainings = []
     spec = ENCODERS["fashion"]
 
@@ -162,11 +162,16 @@ def test_a_build_stopped_after_training_resumes(build, tmp_path, monkeypatch, ca
     assert trainings == [0]
     assert "Resuming an interrupted build" in capsys.readouterr().out
 
-    with monkeypatch.context() as patch:
-        patch.setattr(build_models, "embed_each", interrupt)
-        assert build() == 130
+    encoder = layout.model_file(tmp_path / "model_repo", "image_encoder").read_bytes()
+    assert build("--index", "ivf") == 0
+    assert trainings == [0]
+    assert "The published encoder is the one" in capsys.readouterr().out
+    file = layout.model_file(tmp_path / "model_repo", "image_encoder")
+    assert file.read_bytes() == encoder
+
+    file.write_bytes(encoder[:-1])  # damaged
+    assert build() == 0
     assert build("--seed", "1") == 0
-    assert trainings == [0, 0, 1]
     assert build() == 0
     assert trainings == [0, 0, 1, 0]
 

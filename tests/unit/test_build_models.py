@@ -140,7 +140,7 @@ def test_missing_dataset_is_one_message(tmp_path, monkeypatch, capsys):
 
 
 def test_an_encoder_is_trained_once(build, tmp_path, monkeypatch, capsys):
-    """By a build that is stopped, or published; again if what determines the encoder has changed."""
+    """By a build that is stopped, or published; again if what determines it has changed."""
     trainings = []
     spec = ENCODERS["fashion"]
 

@@ -2,8 +2,10 @@
 # What every script starts with: the settings of .env, -h, errors, the runtime and its ports.
 # They run under `bash -p`, whichever shell was asked: without the caller's functions and options.
 
-((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
-  { echo "$0: needs bash 4.4 or newer, this is $BASH_VERSION. On macOS: brew install bash" >&2 && exit 1; }
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "$0: needs bash 4.4 or newer, this is $BASH_VERSION. On macOS: brew install bash" >&2
+  exit 1
+fi
 
 LIB_DIR="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 REPO_ROOT="$(cd "$LIB_DIR/../../.." && pwd)"
@@ -29,8 +31,7 @@ print_help() {
 
 help_if_asked() {
   [[ ${1-} == -h || ${1-} == --help ]] || return 0
-  print_help
-  exit
+  print_help && exit
 }
 
 # Dies of an option that the help does not name, before anything is installed for it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -55,14 +56,18 @@ def answers(url: str) -> bool:
 
 
 def processes_naming(text: str) -> dict[int, str]:
-    """Command lines, by process id, of the running processes that have `text` in theirs."""
+    """Command lines, by process id, of the running processes that have `text` in theirs.
+
+    A number at its beginning or end is not part of a longer one.
+    """
+    pattern = re.compile(rf"(?<![0-9](?=[0-9])){re.escape(text)}(?!(?<=[0-9])[0-9])")
     found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if text in command:
+        if pattern.search(command):
             found[int(path.parent.name)] = command
     return found
 

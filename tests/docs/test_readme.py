@@ -37,6 +37,7 @@ def session_of_readme() -> list[tuple[str, str]]:
 
 def shapes(printed: str) -> set[str]:
     """The lines of what search.sh or find_duplicates.sh prints, without labels, paths, figures."""
+    printed = re.sub(r"\x1b\[[\d;]*[A-Za-z]", "\n", printed)  # what moves a progress bar's cursor
     lines = re.sub(r"/\S+", "PATH", printed).replace("groups", "group")
     lines = re.sub(r" +", " ", re.sub(r"\d[\d,.]*", "N", lines))
     return set(re.split(r"[\r\n]+", re.sub(r" N \S+ PATH", " N LABEL PATH", lines.strip())))

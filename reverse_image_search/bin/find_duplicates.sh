@@ -23,10 +23,4 @@ set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
 source "$LIB_DIR/python_environment.sh"
 
-# shellcheck disable=SC2034 # for `die`
-ERROR_CODE=2
-help_if_asked "$@"
-read_settings
-prepare_python --only "$TERMINAL_PACKAGES" "$REPO_ROOT/requirements-duplicates.txt" >&2
-export TRITON_URL="${TRITON_URL:-http://127.0.0.1:$TRITON_HTTP_PORT}"
-exec "$PYTHON" -I -m reverse_image_search.terminal.duplicates "$@"
+run_in_terminal duplicates requirements-duplicates.txt "$@"

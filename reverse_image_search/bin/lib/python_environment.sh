@@ -130,3 +130,17 @@ owner_of() {
   read -r _ _ REPLY _ < <(ls -ld "$1")
   echo "$REPLY"
 }
+
+# run_in_terminal MODULE REQUIREMENTS ARGUMENT...: replaces the script by a command that asks the
+# server. REQUIREMENTS is a file of the repository, or empty.
+run_in_terminal() {
+  local module="$1" requirements="$2"
+  shift 2
+  # shellcheck disable=SC2034 # for `die`
+  ERROR_CODE=2
+  help_if_asked "$@"
+  read_settings
+  prepare_python --only "$TERMINAL_PACKAGES" ${requirements:+"$REPO_ROOT/$requirements"} >&2
+  export TRITON_URL="${TRITON_URL:-http://127.0.0.1:$TRITON_HTTP_PORT}"
+  exec "$PYTHON" -I -m "reverse_image_search.terminal.$module" "$@"
+}

@@ -3,8 +3,8 @@
 #
 # Measures the search quality of the running server on any gallery: recall of the originals of
 # perturbed copies; where images have labels, precision and mean average precision of category-level
-# retrieval; and simple baselines for both. Prints tables with confidence intervals. Takes about ten
-# minutes on 2 cores.
+# retrieval; simple baselines for both; and, of an approximate index, recall@20 and recall@100
+# against exact search. Prints tables with confidence intervals. Takes about ten minutes on 2 cores.
 #
 #   --json FILE     also write the numbers to FILE
 #   --figures DIR   also draw figures into DIR

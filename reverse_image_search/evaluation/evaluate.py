@@ -27,8 +27,8 @@ _IMAGES_AT_ONCE = 64
 _REQUESTS_IN_FLIGHT = 4
 _ROWS_AT_ONCE = 2000  # of the gallery file
 _DEEPEST_RANK = 20  # of precision@20 and recall@20
-# Scores closer than this are ties: sums in another order may rank them either way.
 _MOST_MISSES = 0.1  # share of its neighbors that an approximate index may miss
+# Scores closer than this are ties: sums in another order may rank them either way.
 _TIE = 1e-5
 
 
@@ -72,17 +72,21 @@ def score_served(client: Client, examples: Examples) -> tuple[metrics.Scores, Ne
     """Scores of the server's answers, and its answers to the queries."""
     scores, neighbors = metrics.Scores({}, {}), None
     own_rows, size = examples.own_rows, len(examples.ids)
+
+    def check(embeddings: np.ndarray, neighbors: Neighbors) -> None:
+        rows = examples.rows_of(neighbors.ids)
+        is_exact = examples.gallery.metadata.build_options.get("is_exact", True)
+        recalls = check_ranking(embeddings, examples.embeddings, rows, neighbors, is_exact)
+        if not is_exact:
+            scores.index_level = recalls
+
     if len(examples.query_ids):
         if own_rows is None:
             embeddings = _embed(client, examples.query_images(), "queries")
         else:
             embeddings = examples.embeddings[own_rows]
         neighbors = client.find_similar(embeddings)
-        is_exact = examples.gallery.metadata.build_options.get("is_exact", True)
-        rows = examples.rows_of(neighbors.ids)
-        recall = check_ranking(embeddings, examples.embeddings, rows, neighbors, is_exact)
-        if not is_exact:
-            print(f"recall@{rows.shape[1]} of the index against exact search: {recall:.4f}")
+        check(embeddings, neighbors)
         if own_rows is not None:
             neighbors, size = leave_out(neighbors, examples.query_ids), size - 1
         scores.category_level = metrics.score_category_level(
@@ -95,7 +99,10 @@ def score_served(client: Client, examples: Examples) -> tuple[metrics.Scores, Ne
     kinds, make_copies = kinds_of_copies(examples.gallery.metadata.is_photos)
     for kind in kinds:
         copies = make_copies(examples.originals, kind, 0)
-        found = client.find_similar(_embed(client, copies, f"copies: {kind}"))
+        embeddings = _embed(client, copies, f"copies: {kind}")
+        found = client.find_similar(embeddings)
+        if neighbors is None and kind == ALL:
+            check(embeddings, found)
         ranks = _served_ranks(found, examples.ids[examples.original_rows])
         scores.instance_level[kind] = metrics.recalls(ranks)
     return scores, neighbors
@@ -115,14 +122,22 @@ def check_ranking(
     rows: np.ndarray,
     neighbors: Neighbors,
     is_exact: bool = True,
-) -> float:
-    """Share of the neighbors that are, ties aside, among the K best of an exact ranking.
+) -> dict[str, np.ndarray]:
+    """Compare what an index returns with an exact ranking of the gallery's own embeddings.
 
-    `rows` (n, K) of `gallery_embeddings` are what `neighbors.ids` stand for, or -1. Raises an
-    `EvaluationError` where scores are not those of the ids, or too many neighbors are wrong: for an
-    exact index, any, or any in another order.
+    `rows` (n, K) of `gallery_embeddings` are what `neighbors.ids` stand for, or -1.
+
+    Returns
+    -------
+    ``recall_at_20`` and ``recall_at_K`` (n,): which share of the 20 and of the K nearest, ties
+    aside, are among the first 20 and K that were returned; of a smaller gallery, its size
+
+    Raises
+    ------
+    EvaluationError : scores are not those of the ids, an id is there twice, or too many neighbors
+        are wrong: for an exact index, any, or any in another order
     """
-    found = 0
+    recalls: dict[str, list[np.ndarray]] = {}
     k = min(rows.shape[1], len(gallery_embeddings))  # what follows is padding
     rows, scores = rows[:, :k], neighbors.scores[:, :k]
     for start in range(0, len(query_embeddings), 250):
@@ -132,15 +147,20 @@ def check_ranking(
         of_rows = np.take_along_axis(similarity, np.maximum(rows[part], 0), axis=1)
         is_misplaced = np.abs(of_rows - best) > _TIE
         wrong = (rows[part] < 0) | (is_misplaced if is_exact else of_rows < best[:, -1:] - _TIE)
-        found += wrong.size - wrong.sum()
         if wrong.mean() > (0 if is_exact else _MOST_MISSES):
             raise EvaluationError(
                 f"{wrong.sum()} of {wrong.size} served neighbors are not among the nearest: the "
                 "gallery's embeddings do not come from the server's encoder"
             )
-        if np.abs(scores[part] - of_rows).max() > _TIE:
+        if np.abs(scores[part] - of_rows)[rows[part] >= 0].max(initial=0) > _TIE:
             raise EvaluationError("served scores are not the similarities of the served ids")
-    return found / rows.size
+        in_order = np.sort(rows[part], axis=1)
+        if ((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)).any():
+            raise EvaluationError("an id is served twice for one query")
+        for depth in sorted({min(_DEEPEST_RANK, k), k}):
+            found = (rows[part] >= 0) & (of_rows >= best[:, depth - 1 : depth] - _TIE)
+            recalls.setdefault(f"recall_at_{depth}", []).append(found[:, :depth].mean(axis=1))
+    return {name: np.concatenate(parts) for name, parts in recalls.items()}
 
 
 def score_baselines(examples: Examples) -> dict[str, metrics.Scores]:
@@ -183,6 +203,9 @@ def print_report(
         f"of each kind against {len(gallery):,} images.\n"
         "95 % confidence intervals in brackets (bootstrap over queries)."
     )
+    for name, recalls in served.index_level.items():
+        k = name.rpartition("_")[2]
+        print(f"The index finds {recalls.mean():.2%} of the {k} nearest (recall@{k}).")
     per_class = examples.by_class(served.category_level)
     columns = ["P@1", "P@20", "mAP", "MAP@R"] if served.category_level else []
     print_table(
@@ -215,6 +238,7 @@ def as_json(
             name: _means({**scores.category_level, "copies": scores.instance_level})
             for name, scores in baselines.items()
         },
+        **({"index": _means(served.index_level)} if served.index_level else {}),
         "gallery_id": examples.gallery.gallery_id,
         "encoder_id": examples.gallery.encoder_id,
     }

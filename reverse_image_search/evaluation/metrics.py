@@ -6,7 +6,7 @@ https://arxiv.org/abs/2003.08505.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class Scores:
 
     category_level: dict[str, np.ndarray]  # by metric; empty without labels
     instance_level: dict[str, dict[str, np.ndarray]]  # by kind of perturbed copy, and metric
+    # Recall of an approximate index against exact search, by metric; empty for an exact one.
+    index_level: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def score_category_level(

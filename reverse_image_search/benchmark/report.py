@@ -101,7 +101,8 @@ def plot_load(rows: list[dict], machine: str, path: Path) -> None:
             lines.setdefault(row["name"], []).append(point)
     latencies = [row["p50_ms"] for row in rows]
     limit = _limit(rows)
-    lines["in-process limit"] = [(limit, min(latencies), ""), (limit, max(latencies), "")]
+    if not math.isnan(limit):
+        lines["in-process limit"] = [(limit, min(latencies), ""), (limit, max(latencies), "")]
     plot_lines(path, lines, xlabel="queries per second", ylabel="median latency, ms",
                yscale="log", title=f"Numbers at the points: clients\n{machine}")  # fmt: skip
 

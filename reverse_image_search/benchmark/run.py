@@ -13,6 +13,7 @@ from pathlib import Path
 
 from reverse_image_search import contract
 from reverse_image_search.benchmark import measurements
+from reverse_image_search.benchmark.builds import measure_builds, print_builds
 from reverse_image_search.benchmark.in_process import measure_in_process
 from reverse_image_search.benchmark.index_search import measure_index_search
 from reverse_image_search.benchmark.report import (
@@ -22,7 +23,9 @@ from reverse_image_search.benchmark.report import (
     print_report,
 )
 from reverse_image_search.benchmark.servers import own_server, peer_servers
+from reverse_image_search.client import TritonError
 from reverse_image_search.command_line import make_parser
+from reverse_image_search.evaluation.evaluate import EvaluationError
 from reverse_image_search.gallery import Gallery, GalleryError
 from reverse_image_search.layout import MODEL_REPO, START_COMMAND, gallery_file, model_file
 
@@ -34,14 +37,20 @@ def main() -> None:
     parser = make_parser(main.__doc__, seconds=3.0, repeats=3)
     parser.add_argument("--start", action="store_true", help="start a server for the measurement")
     parser.add_argument("--compare", action="store_true", help="measure the peers too")
+    builds_help = "measure the build and these, each on a server of its own"
+    parser.add_argument("--builds", type=Path, nargs="+", metavar="DIR", help=builds_help)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE")
     options = parser.parse_args()
     try:
-        report = measure(options)
-    except (measurements.BenchmarkError, GalleryError) as error:
+        if options.builds:
+            output_dirs = [options.output_dir, *options.builds]
+            report = measure_builds(output_dirs, _CLIENTS, options.seconds, options.repeats)
+        else:
+            report = measure(options)
+    except (measurements.BenchmarkError, EvaluationError, GalleryError, TritonError) as error:
         sys.exit(f"benchmark: {error}")
-    print_report(report)
+    (print_builds if options.builds else print_report)(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     if options.plot:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Usage: benchmark.sh [--start] [--compare] [options]
+#        benchmark.sh --builds DIR ... [options]
 #
 # Measures the running server, with images that suit its gallery: latency and queries per second for
 # 1 to 64 clients, compared with the same two models in process. To measure the search in one call
@@ -8,6 +9,9 @@
 #   --start         start a server for the measurement, and measure its first request
 #   --url URL       address of the running server (default: TRITON_URL, or this machine's)
 #   --compare       also measure FAISS, FastAPI, LitServe, and this tutorial's first version
+#   --builds DIR ...
+#                   start a server for the build in OUTPUT_DIR and one for each of these, such as
+#                   of other engines, and measure them in turns: recall, memory, speed
 #   --seconds S     length of each measurement (default 3)
 #   --repeats N     repeats; medians are reported (default 3)
 #   --json FILE     write all numbers

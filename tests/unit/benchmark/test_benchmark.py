@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from reverse_image_search.benchmark.builds import print_builds
 from reverse_image_search.benchmark.call_parts import PARTS, split_call
 from reverse_image_search.benchmark.load_generator import SCENARIOS, query_tensors
 from reverse_image_search.benchmark.report import compute_ratios, median_row
@@ -116,6 +117,34 @@ def test_the_backends_own_time_is_what_the_models_do_not_take():
         },
     ]  # fmt: skip
     assert compute_ratios(rows)["backend, 1 client: milliseconds added to a call"] == 0.375
+
+
+def test_builds_in_one_table(capsys):
+    triton = {"triton": {"vector_similarity": {"compute_ms": 0.5}}}
+    facts = {"ready_seconds": 2.0, "memory_mb": 300.0}
+    print_builds({
+        "machine": "a machine",
+        "builds": {
+            "exact": {"recalls": {20: 1.0, 100: 1.0}, **facts},
+            "ivf": {"recalls": {20: 0.995}, **facts},
+        },
+        "rows": [
+            {"name": name, "clients": clients, **report(100 * clients, clients / 2), **triton}
+            for clients in (8, 1)
+            for name in ("exact", "ivf")
+        ],
+    })  # fmt: skip
+
+    header, _, exact, ivf = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("|")
+    ]
+    assert header[1:3] == ["recall@20", "recall@100"]
+    assert header[-2:] == ["1 clients", "8 clients"]
+    speed = ["2.00", "300", "0.50", "0.5 ms, 100/s", "4.0 ms, 800/s"]
+    assert exact == ["exact", "1.0000", "1.0000", *speed]
+    assert ivf == ["ivf", "0.9950", "", *speed]
 
 
 def test_the_parts_of_a_call():

@@ -32,6 +32,7 @@ _TOP_K = 100
 _BATCH_SIZES = (1, 8, 32)
 _ROUNDS = 12  # in which each engine is asked once for each batch size; two warm up
 _ROWS_AT_ONCE = 100_000
+_RECALLS = (0.9, 1.003)  # that are drawn
 
 Search = Callable[[torch.Tensor], np.ndarray]  # (batch, D) -> ids (batch, K)
 
@@ -182,7 +183,7 @@ def main() -> None:
     if options.recall:
         points = _lines(rows, lambda row: (row["recall_at_20"], 1e3 / row["ms"][1], row["setting"]))
         plot_lines(options.recall, points, xlabel="recall@20", ylabel="queries/s, one thread",
-                   yscale="log", title=describe_machine())  # fmt: skip
+                   xlim=_RECALLS, yscale="log", title=describe_machine())  # fmt: skip
 
 
 def _lines(rows: list[dict], point: Callable[[dict], tuple]) -> dict[str, list[tuple]]:

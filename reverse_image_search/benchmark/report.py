@@ -3,6 +3,7 @@
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 from reverse_image_search.command_line import print_table
 
@@ -107,7 +108,7 @@ def plot_load(rows: list[dict], machine: str, path: Path) -> None:
                yscale="log", title=f"Numbers at the points: clients\n{machine}")  # fmt: skip
 
 
-def plot_lines(path: Path, lines: dict[str, list[tuple]], **axes_settings: str) -> None:
+def plot_lines(path: Path, lines: dict[str, list[tuple]], **axes_settings: Any) -> None:
     """Lines by label through points (x, y, text)."""
     from matplotlib.figure import Figure
 
@@ -116,7 +117,9 @@ def plot_lines(path: Path, lines: dict[str, list[tuple]], **axes_settings: str) 
     for label, points in lines.items():
         axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", label=label)
         for x, y, text in points:
-            axes.annotate(str(text), (x, y), (4, 4), textcoords="offset points")
+            axes.annotate(
+                str(text), (x, y), (4, 4), textcoords="offset points", annotation_clip=True
+            )
     axes.set(**axes_settings)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -132,6 +132,15 @@ class AppPage:
         expect(self.card.locator(".name")).to_contain_text(name, timeout=timeout)
         self.page.get_by_test_id("result").first.wait_for(timeout=PATIENCE)
 
+    def wait_until_idle(self) -> None:
+        """Wait until the page's script has run to its end and what it opened has unfolded."""
+        app = self.page.get_by_test_id("stApp")
+        expect(app).to_have_attribute("data-test-script-state", "notRunning", timeout=PATIENCE)
+        self.page.wait_for_function(
+            "() => document.getAnimations().every(({ playState }) => playState !== 'running')",
+            timeout=PATIENCE,
+        )
+
     def wait_for_problem(self, text: str) -> None:
         """Wait until the page says `text`, and shows no results."""
         expect(self.problem).to_contain_text(text, timeout=PATIENCE)

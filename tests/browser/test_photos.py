@@ -153,6 +153,18 @@ def test_browsing_by_label_and_text(open_photos, photos):
     page.wait_for_query("green.png")
 
 
+def _draw_box(page, frame):
+    """Drag from 60 % to the right edge of a frame."""
+    expect(frame.get_by_role("img")).to_have_js_property("complete", True)
+    frame.hover()  # scrolls there
+    box = frame.bounding_box()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + box["height"] / 2)
+    page.mouse.move(box["x"] + box["width"] - 1, box["y"] + box["height"] - 5)
+    page.mouse.up()
+
+
 def test_part_of_an_image_is_searched_for(open_photos):
     """Two halves: the whole finds itself, its right half the image of that color."""
     page = open_photos("red and blue.png")
@@ -160,13 +172,8 @@ def test_part_of_an_image_is_searched_for(open_photos):
     page.page.get_by_text("Search for a part of it").click()
     frame = page.page.get_by_role("group", name="Part of")
     frame.wait_for()
-    box = frame.bounding_box()
-    mouse, middle = page.page.mouse, box["y"] + box["height"] / 2
-    mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 5)
-    mouse.down()
-    mouse.move(box["x"] + 0.8 * box["width"], middle)
-    mouse.move(box["x"] + box["width"] - 1, box["y"] + box["height"] - 5)
-    mouse.up()
+    page.wait_until_idle()
+    _draw_box(page.page, frame)
     expect(page.card.get_by_text("Searched for")).to_be_visible(timeout=PATIENCE)
     assert _names(page)[0] == "blue.png"
     assert "region=60-" in page.page.url

@@ -60,13 +60,11 @@ from reverse_image_search.serving.export import (
     load_torchscript,
     write_model_files,
 )
+from reverse_image_search.serving.file_system import UNCHANGED, PublishingError, check_space
 from reverse_image_search.serving.memory import missing_memory
 from reverse_image_search.serving.model_config import write_configs
 from reverse_image_search.serving.publishing import (
     KEEP_VERSIONS,
-    UNCHANGED,
-    PublishingError,
-    check_space,
     next_version,
     staging,
     staging_update,

@@ -27,6 +27,8 @@ ENSEMBLE_REPO = "ensemble_repo"
 GALLERY = "gallery"
 PARTS = (MODEL_REPO, ENSEMBLE_REPO, GALLERY)  # folders of OUTPUT_DIR that a build replaces
 CHECKSUMS = f"{GALLERY}/SHA256SUMS"
+WORK = ".build"  # folder of OUTPUT_DIR for what is written before it is published
+PREVIOUS = "previous"
 
 FIRST_VERSION = 1
 MODEL_FILENAME = "model.pt"  # Triton's default for TorchScript
@@ -35,6 +37,11 @@ MODEL_FILENAME = "model.pt"  # Triton's default for TorchScript
 def gallery_file(output_dir: Path) -> Path:
     """The gallery's database."""
     return output_dir / GALLERY / "gallery.sqlite"
+
+
+def previous_build(output_dir: Path) -> Path:
+    """The build that was published before, laid out as the published one."""
+    return output_dir / WORK / PREVIOUS
 
 
 def version_policy(version: int) -> str:

@@ -17,8 +17,8 @@ from reverse_image_search import layout
 from reverse_image_search.gallery import Gallery, GalleryError
 from reverse_image_search.indexes import INDEXES, VectorDatabaseError
 
-_CHANGED = Path(".build/changed_ids.txt")  # one a line
-_MADE = Path(".build/vector_indexes.txt")  # kind and name of each index that was made, one a line
+_CHANGED = f"{layout.WORK}/changed_ids.txt"  # one a line
+_MADE = f"{layout.WORK}/vector_indexes.txt"  # kind and name of each index that was made, one a line
 
 
 def note_changes(output_dir: Path, gallery: Gallery) -> None:
@@ -117,7 +117,7 @@ def _index_of(gallery: Gallery) -> tuple[str, str]:
 
 def _previous_name(output_dir: Path) -> str:
     try:
-        with closing(Gallery(layout.gallery_file(output_dir / ".build" / "previous"))) as gallery:
+        with closing(Gallery(layout.gallery_file(layout.previous_build(output_dir)))) as gallery:
             return _index_of(gallery)[1]
     except GalleryError:
         return ""

@@ -12,7 +12,7 @@ from PIL import Image
 
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import CHECKSUMS, gallery_file
-from reverse_image_search.serving.publishing import write_checksums
+from reverse_image_search.serving.checksums import checksums_of, write_checksums
 
 OTHER_ID = "0123456789ab"
 
@@ -31,7 +31,7 @@ def make_other_build(build: Path, folder: Path) -> Path:
             "UPDATE metadata SET value = ? WHERE key = 'gallery_id'", [f'"{OTHER_ID}"']
         )
     (folder / CHECKSUMS).unlink()
-    write_checksums(folder)
+    write_checksums(folder, checksums_of(folder))
     return folder
 
 

@@ -37,11 +37,7 @@ from reverse_image_search.indexes import ExactIndex
 from reverse_image_search.serving.export import write_model_files
 from reverse_image_search.serving.live import wait_until_served
 from reverse_image_search.serving.model_config import write_configs
-from reverse_image_search.serving.publishing import (
-    KEEP_VERSIONS,
-    publish_index_version,
-    staging,
-)
+from reverse_image_search.serving.publishing import KEEP_VERSIONS, publish_index_version, staging
 
 _TOP_K = 20
 _QUERIES = 32

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from reverse_image_search import layout
 
-_FILE = ".build/app_volumes.json"  # of an output folder
+_FILE = f"{layout.WORK}/app_volumes.json"  # of an output folder
 _APP_SERVICES = ("app", "app-gpu", "app-on-host")
 # What the container has of its own: a folder above one of these would hide it.
 _OF_THE_CONTAINER = (

@@ -1,4 +1,4 @@
-"""Wait until a running server has taken over what was published; roll back.
+"""Wait until a running server has taken over what was published.
 
 Servers of both runtimes look at the model repository once a second (doc/live_updates.md). There is
 nothing to tell them, and nobody could: model control is closed.
@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,11 +18,9 @@ from urllib.parse import urlsplit
 from reverse_image_search import layout
 from reverse_image_search.contract import GALLERY_ID_PARAMETER, MODELS, VECTOR_SIMILARITY
 from reverse_image_search.serving.local_server import run_file, running_pid
-from reverse_image_search.serving.publishing import PublishingError, roll_back
 
 _PAUSE = 0.02  # seconds between two questions
 _TIMEOUT = 120  # seconds in which the largest index is read from a slow disk and warmed up
-_NO_SERVER = 4  # exit code
 
 
 class NotServedError(Exception):
@@ -96,7 +93,7 @@ def _is_foreign(output_dir: Path, url: str) -> bool:
     if not served:
         return _get(url, "/v2/health/ready")[0] == http.client.OK  # else it may be starting
     gallery_id = served.get("parameters", {}).get(GALLERY_ID_PARAMETER, {}).get("string_value")
-    folders = (output_dir, output_dir / ".build" / "previous")
+    folders = (output_dir, layout.previous_build(output_dir))
     configs = (layout.config_file(f / layout.MODEL_REPO, served["name"]) for f in folders)
     return not any(path.exists() and f'"{gallery_id}"' in path.read_text() for path in configs)
 
@@ -116,25 +113,3 @@ def _get(url: str, path: str) -> tuple[int, bytes]:
         connection.request("GET", address.path.rstrip("/") + path)
         response = connection.getresponse()
         return response.status, response.read()
-
-
-def main() -> int | str:
-    """Roll back, and wait for the server that runs; `_NO_SERVER` where none does."""
-    output_dir, url = Path(sys.argv[1]), sys.argv[2]
-    try:
-        roll_back(output_dir)
-        version = layout.served_version(output_dir / layout.MODEL_REPO, VECTOR_SIMILARITY.name)
-        print(f"Went back to what was served before, as version {version}.", flush=True)
-        seconds = wait_until_served(output_dir, url)
-    except (PublishingError, NotServedError) as error:
-        return str(error)
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}"
-    if seconds is None:
-        return _NO_SERVER
-    print(f"The server at {url} took it over within {seconds:.1f} s.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

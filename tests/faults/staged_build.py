@@ -16,7 +16,8 @@ from pathlib import Path
 
 from reverse_image_search import layout
 from reverse_image_search.contract import IMAGE_ENCODER, MODELS, VECTOR_SIMILARITY
-from reverse_image_search.serving.publishing import publish_index_version, roll_back, staging
+from reverse_image_search.serving.publishing import publish_index_version, staging
+from reverse_image_search.serving.roll_back import roll_back
 
 _CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 _CHANGES |= {"os.link", "os.utime"}

@@ -18,12 +18,12 @@ import pytest
 from reverse_image_search import layout
 from reverse_image_search.client import Client
 from reverse_image_search.layout import gallery_file
+from reverse_image_search.serving.checksums import verify
+from reverse_image_search.serving.file_system import PublishingError
 from reverse_image_search.serving.publishing import (
-    PublishingError,
     finish_publishing,
     publish_index_version,
     staging,
-    verify,
 )
 from tests.faults import staged_build
 from tests.faults.conftest import is_right, run_as_nobody

@@ -11,7 +11,8 @@ import pytest
 from reverse_image_search.datasets.fashion_mnist import DatasetError, load_fashion_mnist
 from reverse_image_search.gallery import Gallery, GalleryError
 from reverse_image_search.layout import gallery_file
-from reverse_image_search.serving.publishing import PublishingError, verify
+from reverse_image_search.serving.checksums import verify
+from reverse_image_search.serving.file_system import PublishingError
 from tests.running import free_ports, run_script
 
 BUILD_COMMAND = "reverse_image_search/bin/build_models.sh"

@@ -14,8 +14,9 @@ from reverse_image_search import contract, layout
 from reverse_image_search.benchmark.live_updates import Load, UpdatedBuild, run_updates
 from reverse_image_search.client import Client
 from reverse_image_search.gallery import Gallery
+from reverse_image_search.serving.file_system import PublishingError
 from reverse_image_search.serving.live import wait_until_served
-from reverse_image_search.serving.publishing import PublishingError, staging_update
+from reverse_image_search.serving.publishing import staging_update
 from tests.faults.conftest import READY_AGAIN, model_processes_of
 from tests.running import Triton, run_script, wait_until
 

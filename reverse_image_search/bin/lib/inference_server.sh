@@ -70,7 +70,7 @@ start_inference_server() {
 # Publishes what was served before. Fails where a server runs, which then serves it already.
 roll_back() {
   local code=0 no_server=4
-  run_module serving.live "$OUTPUT_DIR" "http://${BIND_ADDRESS/#0.0.0.0/127.0.0.1}:$TRITON_HTTP_PORT" || code=$?
+  run_module serving.roll_back "$OUTPUT_DIR" "http://${BIND_ADDRESS/#0.0.0.0/127.0.0.1}:$TRITON_HTTP_PORT" || code=$?
   ((code == 0 || code == no_server)) || exit 1
   ((code == no_server))
 }

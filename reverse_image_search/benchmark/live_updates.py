@@ -33,7 +33,7 @@ from reverse_image_search.client import Client
 from reverse_image_search.client.search import WrongAnswerError, search_gallery
 from reverse_image_search.command_line import make_parser
 from reverse_image_search.gallery import Gallery, GalleryImage, GalleryMetadata, write_gallery
-from reverse_image_search.indexes import ExactIndex
+from reverse_image_search.indexes import INDEXES, ExactIndex
 from reverse_image_search.serving.export import write_model_files
 from reverse_image_search.serving.live import wait_until_served
 from reverse_image_search.serving.model_config import write_configs
@@ -155,7 +155,7 @@ class UpdatedBuild:
             {layout.MODEL_FILENAME: FlattenedPixels(self.is_mirrored)}, encoder_folder, input_ndim=4
         )
         self._write_update(folder)
-        write_configs(folder, self._metadata, self._dims, _TOP_K)
+        write_configs(folder, self._metadata, self._dims, _TOP_K, INDEXES["exact"])
 
     def _write_update(self, folder: Path) -> None:
         ids = np.array(list(self.images))

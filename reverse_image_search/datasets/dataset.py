@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from reverse_image_search.first_frame import ImageFileError
-from reverse_image_search.gallery import Gallery
+from reverse_image_search.gallery import Gallery, GalleryImage, make_thumbnail, pixel_digest
 from reverse_image_search.gallery_writer import GalleryWriter
 from reverse_image_search.image_reader import ReadFile
 
@@ -27,6 +27,15 @@ class LabeledImage:
     source: str  # path of its file, or a name that identifies it in the dataset
     label: str | None = None
     file: ReadFile | None = None  # where it comes from, if that is a file
+
+    def gallery_image(self, image_id: int = 0) -> GalleryImage:
+        """What the gallery shows of it."""
+        pixels, file = self.pixels, self.file
+        if file and file.photo:
+            facts = (*file.photo.size, file.sha256, file.thumbnail)
+        else:
+            facts = (pixels.shape[1], pixels.shape[0], pixel_digest(pixels), make_thumbnail(pixels))
+        return GalleryImage(image_id, self.source, self.label, *facts)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from reverse_image_search.datasets import LabeledImage
+from reverse_image_search.datasets import Dataset, LabeledImage
 from reverse_image_search.evaluation import metrics
 from reverse_image_search.evaluation.copies import ALL
-from reverse_image_search.evaluation.originals import draw_originals
+from reverse_image_search.evaluation.originals import Originals, draw_originals
 from reverse_image_search.evaluation.photo_copies import kinds_of_copies
+from reverse_image_search.evaluation.score_scale import ScoreScale, measure_score_scale
+from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import BUILD_COMMAND
 from reverse_image_search.training.adaptation import FEWEST_IMAGES, is_held_out
 
@@ -18,6 +20,24 @@ _QUERIES, _COPIES, _COPIES_OF_PHOTOS = 2000, 1000, 300
 
 class QualityError(Exception):
     """The search quality is below the gate; the message says what to do."""
+
+
+def score_gallery(
+    embed: Callable[[Sequence[np.ndarray]], np.ndarray],
+    gallery: Gallery,
+    embeddings: np.ndarray,
+    dataset: Dataset,
+    gate: Mapping[str, float],
+) -> tuple[dict[str, np.ndarray], ScoreScale]:
+    """Score the encoder of a gallery, see `score_build`, and measure its scale of scores.
+
+    Raises QualityError where the score does not pass the gate.
+    """
+    images, labels, is_photos = Originals(gallery), gallery.labels(), dataset.is_photos
+    sources = gallery.sources()
+    score = score_build(embed, images, embeddings, labels, dataset.queries, is_photos, sources)
+    check_quality(score, gate)
+    return score, measure_score_scale(embed, images, embeddings, labels, is_photos)
 
 
 def score_build(
@@ -62,6 +82,23 @@ def score_build(
             query_embeddings, query_labels, embeddings, gallery_labels, own_rows
         )
     return scores
+
+
+def print_score(score: Mapping[str, np.ndarray]) -> None:
+    """Print the means of what `score_build` returns, with confidence intervals."""
+    categories = {"P@1": "precision_at_1", "P@20": "precision_at_20", "mAP": "map"}
+    copies = {"R@1": "recall_at_1", "R@20": "recall_at_20"}
+    for title, names in (("same category", categories), ("perturbed copies", copies)):
+        figures = [
+            f"{name} {metrics.format_interval(score[key])}"
+            for name, key in names.items()
+            if key in score
+        ]
+        if figures:
+            count = len(score[next(iter(names.values()))])
+            print(f"  {title}: {', '.join(figures)} ({count:,} drawn at random)")
+    if score:
+        print("  (95 % confidence intervals in brackets; evaluate.sh measures more)")
 
 
 def draw_own_queries(labels: np.ndarray, sources: Sequence[str], count: int) -> np.ndarray:

@@ -61,3 +61,9 @@ class IndexSpec:
     is_exact: bool = True  # whether it always finds the K best
     requirements: str = ""  # requirements file of what builds and serves it
     database: VectorDatabase | None = None
+
+    def parameters(self, name: str) -> dict[str, str]:
+        """What the configuration of its model says about an index with this name."""
+        collection = {contract.COLLECTION_PARAMETER: name} if name else {}
+        needed = {contract.REQUIREMENTS_PARAMETER: self.requirements} if self.requirements else {}
+        return collection | needed

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from reverse_image_search import contract, layout
 from reverse_image_search.gallery import GalleryMetadata
+from reverse_image_search.indexes import IndexSpec
 
 _ENSEMBLE = 'platform: "ensemble"'
 
@@ -133,10 +134,8 @@ def write_configs(
     metadata: GalleryMetadata,
     embedding_dim: int,
     top_k: int,
-    *,
-    index_backend: str = contract.LIBTORCH_BACKEND,
-    index_parameters: Mapping[str, str] | None = None,
-    index_warms_up_itself: bool = False,
+    index: IndexSpec,
+    index_name: str = "",
 ) -> None:
     """Write the configurations of a build into its model repositories, which are in `folder`."""
     encoder_id = {contract.ENCODER_ID_PARAMETER: metadata.encoder_id}
@@ -149,9 +148,9 @@ def write_configs(
         ),
         contract.VECTOR_SIMILARITY: config_of(
             contract.VECTOR_SIMILARITY,
-            example_dims=None if index_warms_up_itself else (embedding_dim,),
-            parameters={**identity, **(index_parameters or {})},
-            backend=index_backend,
+            example_dims=None if index.warms_up_itself else (embedding_dim,),
+            parameters={**identity, **index.parameters(index_name)},
+            backend=index.backend,
         ),
     }
     for model, text in texts.items():

@@ -22,8 +22,9 @@ def make_parser(description: str | None, **numbers: float | type) -> argparse.Ar
     parser.add_argument("--output-dir", type=Path, default=folder, help="of the served build")
     for name, number in numbers.items():
         kind, default = (number, None) if isinstance(number, type) else (type(number), number)
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=_positive(kind), default=default, metavar="N")
+        option, word = f"--{name.replace('_', '-')}", "integer" if kind is int else "number"
+        positive = number_type(kind, lambda number: number > 0, f"a positive {word}")
+        parser.add_argument(option, type=positive, default=default, metavar="N")
     return parser
 
 
@@ -34,13 +35,16 @@ def positive_integer(text: str) -> int:
     return int(text)
 
 
-def _positive(kind: type) -> Callable[[str], float]:
+def number_type(
+    kind: type, is_allowed: Callable[[float], bool], wanted: str
+) -> Callable[[str], float]:
+    """Type of an option whose numbers `is_allowed` accepts; `wanted` says in words which are."""
+
     def parse(text: str) -> float:
         with contextlib.suppress(ValueError):
-            if (number := kind(text)) > 0:
+            if is_allowed(number := kind(text)):
                 return number
-        word = "integer" if kind is int else "number"
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive {word}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
 
     return parse
 

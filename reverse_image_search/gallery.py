@@ -22,9 +22,8 @@ import re
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -285,36 +284,6 @@ class Gallery:
         return GalleryError(
             f"{self._path} cannot be read ({reason}). Rebuild it with {BUILD_COMMAND}"
         )
-
-
-def write_gallery(
-    path: Path,
-    metadata: GalleryMetadata,
-    images: Iterable[GalleryImage],
-    queries: Iterable[GalleryImage] = (),
-    embeddings: Sequence[np.ndarray] | np.ndarray = (),
-    files: Iterable[GalleryFile] = (),
-) -> None:
-    """Write a new gallery.
-
-    Parameters
-    ----------
-    images, queries : each under its own id
-    embeddings : (N, D) float32, of the images by ascending id; may be left out
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path)) as database, database:  # commits unless it fails
-        insert = database.executemany
-        database.executescript(SCHEMA)
-        for table, rows in (("images", images), ("queries", queries)):
-            insert(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-        if len(embeddings):
-            ids = [row[0] for row in database.execute("SELECT id FROM images ORDER BY id")]
-            blobs = (row.astype(np.float32).tobytes() for row in embeddings)
-            insert("INSERT INTO embeddings VALUES (?, ?)", zip(ids, blobs, strict=True))
-        insert("INSERT INTO files VALUES (?, ?, ?, ?)", files)
-        facts = [(key, json.dumps(value)) for key, value in asdict(metadata).items()]
-        insert("INSERT INTO metadata VALUES (?, ?)", facts)
 
 
 # Control characters, line breaks, and those that change the direction of the text around them.

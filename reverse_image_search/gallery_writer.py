@@ -15,7 +15,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -245,6 +245,36 @@ def publish_gallery(source: Path, target: Path, kept_versions: int) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def write_gallery(
+    path: Path,
+    metadata: GalleryMetadata,
+    images: Iterable[GalleryImage],
+    queries: Iterable[GalleryImage] = (),
+    embeddings: Sequence[np.ndarray] | np.ndarray = (),
+    files: Iterable[GalleryFile] = (),
+) -> None:
+    """Write a new gallery.
+
+    Parameters
+    ----------
+    images, queries : each under its own id
+    embeddings : (N, D) float32, of the images by ascending id; may be left out
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as database, database:  # commits unless it fails
+        insert = database.executemany
+        database.executescript(SCHEMA)
+        for table, rows in (("images", images), ("queries", queries)):
+            insert(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        if len(embeddings):
+            ids = [row[0] for row in database.execute("SELECT id FROM images ORDER BY id")]
+            blobs = (row.astype(np.float32).tobytes() for row in embeddings)
+            insert("INSERT INTO embeddings VALUES (?, ?)", zip(ids, blobs, strict=True))
+        insert("INSERT INTO files VALUES (?, ?, ?, ?)", files)
+        facts = [(key, json.dumps(value)) for key, value in asdict(metadata).items()]
+        insert("INSERT INTO metadata VALUES (?, ?)", facts)
 
 
 def remove_gallery(path: Path) -> None:

@@ -32,7 +32,8 @@ from reverse_image_search.benchmark.servers import local_server
 from reverse_image_search.client import Client
 from reverse_image_search.client.search import WrongAnswerError, search_gallery
 from reverse_image_search.command_line import make_parser
-from reverse_image_search.gallery import Gallery, GalleryImage, GalleryMetadata, write_gallery
+from reverse_image_search.gallery import Gallery, GalleryImage, GalleryMetadata
+from reverse_image_search.gallery_writer import write_gallery
 from reverse_image_search.indexes import INDEXES, ExactIndex
 from reverse_image_search.serving.export import write_model_files
 from reverse_image_search.serving.live import wait_until_served

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 import os
 import sys
 from collections.abc import Callable
 
 from reverse_image_search.client import TritonError
 from reverse_image_search.client.search import WrongAnswerError
+from reverse_image_search.command_line import number_type
 from reverse_image_search.gallery import GalleryError
 
 FOUND, NOTHING_FOUND, ERROR = 0, 1, 2  # exit codes, as grep's
 _INTERRUPTED = 130
+# Type of an option.
+cosine_similarity = number_type(
+    float, lambda score: -1 <= score <= 1, "a cosine similarity from -1 to 1"
+)
 
 
 class TerminalError(Exception):
@@ -32,14 +35,3 @@ def run(name: str, command: Callable[[], int]) -> int:
         return FOUND
     except KeyboardInterrupt:
         return _INTERRUPTED
-
-
-def cosine_similarity(text: str) -> float:
-    """Type of an option."""
-    try:
-        score = float(text)
-    except ValueError:
-        score = math.nan
-    if not -1 <= score <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a cosine similarity from -1 to 1")
-    return score

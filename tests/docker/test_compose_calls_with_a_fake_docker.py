@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from reverse_image_search.gallery import GalleryFile, GalleryMetadata, write_gallery
+from reverse_image_search.gallery import GalleryFile, GalleryMetadata
+from reverse_image_search.gallery_writer import write_gallery
 from reverse_image_search.layout import gallery_file
 from tests.running import REPO_ROOT, free_ports, run_script, script_environment, skip_or_fail
 

@@ -20,7 +20,8 @@ from reverse_image_search.client.search import (
     search_gallery,
     served_identity,
 )
-from reverse_image_search.gallery import Gallery, write_gallery
+from reverse_image_search.gallery import Gallery
+from reverse_image_search.gallery_writer import write_gallery
 from tests.running import open_url
 
 QUERIES = 1000

@@ -16,8 +16,8 @@ from reverse_image_search.gallery import (
     GalleryMetadata,
     make_thumbnail,
     pixel_digest,
-    write_gallery,
 )
+from reverse_image_search.gallery_writer import write_gallery
 from tests.running import REPO_ROOT
 
 BUILD_COMMAND = "reverse_image_search/bin/build_models.sh"

@@ -31,8 +31,8 @@ from reverse_image_search.gallery import (
     GalleryMetadata,
     make_thumbnail,
     pixel_digest,
-    write_gallery,
 )
+from reverse_image_search.gallery_writer import write_gallery
 from reverse_image_search.layout import gallery_file
 from tests.image_corpus import encoded, quadrants
 from tests.running import REPO_ROOT

@@ -20,8 +20,8 @@ from reverse_image_search.gallery import (
     GalleryImage,
     GalleryMetadata,
     make_thumbnail,
-    write_gallery,
 )
+from reverse_image_search.gallery_writer import write_gallery
 from tests.image_corpus import encoded
 
 METADATA = GalleryMetadata(

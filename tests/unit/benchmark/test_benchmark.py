@@ -7,12 +7,8 @@ from reverse_image_search.benchmark.builds import print_builds
 from reverse_image_search.benchmark.call_parts import PARTS, split_call
 from reverse_image_search.benchmark.load_generator import SCENARIOS, query_tensors
 from reverse_image_search.benchmark.report import compute_ratios, median_row
-from reverse_image_search.gallery import (
-    GalleryImage,
-    GalleryMetadata,
-    make_thumbnail,
-    write_gallery,
-)
+from reverse_image_search.gallery import GalleryImage, GalleryMetadata, make_thumbnail
+from reverse_image_search.gallery_writer import write_gallery
 from reverse_image_search.layout import gallery_file
 
 IMAGES = np.random.default_rng(0).random((2, 3, 28, 20), np.float32)  # RGB, 0 to 1

@@ -6,7 +6,8 @@ import pytest
 from reverse_image_search.client import Neighbors
 from reverse_image_search.client.duplicates import find_duplicates
 from reverse_image_search.client.search import WrongAnswerError
-from reverse_image_search.gallery import Gallery, GalleryImage, GalleryMetadata, write_gallery
+from reverse_image_search.gallery import Gallery, GalleryImage, GalleryMetadata
+from reverse_image_search.gallery_writer import write_gallery
 
 SIX_DEGREES = np.cos(np.radians(6))
 

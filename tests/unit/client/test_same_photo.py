@@ -8,13 +8,8 @@ from reverse_image_search.client import same_photo
 from reverse_image_search.client.duplicates import find_duplicates
 from reverse_image_search.client.same_photo import SamePhotoCheck
 from reverse_image_search.evaluation.photo_copies import PHOTO_KINDS, make_photo_copies
-from reverse_image_search.gallery import (
-    Gallery,
-    GalleryImage,
-    GalleryMetadata,
-    make_thumbnail,
-    write_gallery,
-)
+from reverse_image_search.gallery import Gallery, GalleryImage, GalleryMetadata, make_thumbnail
+from reverse_image_search.gallery_writer import write_gallery
 from tests.unit.client.test_duplicates import ExactServer
 
 PHOTO, OTHER_PHOTO, SAME_BACKGROUND = 1, 2, 3

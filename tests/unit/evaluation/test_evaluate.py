@@ -15,13 +15,8 @@ from reverse_image_search.evaluation.evaluate import EvaluationError, check_rank
 from reverse_image_search.evaluation.examples import Examples
 from reverse_image_search.evaluation.originals import Originals
 from reverse_image_search.evaluation.photo_copies import PHOTO_KINDS
-from reverse_image_search.gallery import (
-    Gallery,
-    GalleryImage,
-    GalleryMetadata,
-    make_thumbnail,
-    write_gallery,
-)
+from reverse_image_search.gallery import Gallery, GalleryImage, GalleryMetadata, make_thumbnail
+from reverse_image_search.gallery_writer import write_gallery
 from reverse_image_search.layout import gallery_file
 
 IDS = np.arange(3, 93, 3)  # with gaps, as after removals

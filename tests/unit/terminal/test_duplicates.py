@@ -1,6 +1,7 @@
 """What find_duplicates.sh says before it asks the server for anything."""
 
-from reverse_image_search.gallery import GalleryImage, GalleryMetadata, write_gallery
+from reverse_image_search.gallery import GalleryImage, GalleryMetadata
+from reverse_image_search.gallery_writer import write_gallery
 from reverse_image_search.layout import gallery_file
 from reverse_image_search.terminal import duplicates
 

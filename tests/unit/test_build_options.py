@@ -10,6 +10,8 @@ from reverse_image_search.build_options import parse_options
         (["--limit", "-5"], "'-5' is not a positive integer"),
         (["--epochs", "1.5"], "'1.5' is not a positive integer"),
         (["--top-k", "many"], "'many' is not a positive integer"),
+        (["--recall", "1.5"], "'1.5' is not a number above 0 and at most 1"),
+        (["--recall", "nan"], "'nan' is not a number above 0 and at most 1"),
         (["--fast"], "unrecognized arguments: --fast"),
         (["--encoder", "vgg"], "invalid choice: 'vgg'"),
         (["--quality", "--encoder", "resnet18"], "resnet18 has no such variant"),

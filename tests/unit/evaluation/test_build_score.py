@@ -8,6 +8,7 @@ from reverse_image_search.evaluation.build_score import (
     QualityError,
     check_quality,
     draw_own_queries,
+    print_score,
     score_build,
 )
 from reverse_image_search.evaluation.originals import draw_originals
@@ -28,6 +29,16 @@ def test_a_good_score_passes():
 def test_a_score_below_the_quality_gate_is_refused_by_name(name: str, value: float):
     with pytest.raises(QualityError, match=rf"{name} is .*expected.*--no-floor"):
         check_quality({**GOOD, name: value}, GATE)
+
+
+def test_a_score_is_printed_with_the_number_of_its_queries(capsys):
+    print_score({"recall_at_1": np.ones(1200), "recall_at_20": np.ones(1200)})
+    means = "R@1 1.000 [1.000, 1.000], R@20 1.000 [1.000, 1.000]"
+    first, _note = capsys.readouterr().out.splitlines()
+    assert first == f"  perturbed copies: {means} (1,200 drawn at random)"
+
+    print_score({})  # an update is not scored again
+    assert capsys.readouterr().out == ""
 
 
 def test_originals_are_drawn_once_each_and_always_the_same():

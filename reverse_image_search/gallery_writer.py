@@ -22,13 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reverse_image_search.gallery import (
-    SCHEMA,
-    Gallery,
-    GalleryFile,
-    GalleryImage,
-    GalleryMetadata,
-)
+from reverse_image_search.gallery import SCHEMA, Gallery, GalleryFile, GalleryImage, GalleryMetadata
 from reverse_image_search.image_reader import ReadFile
 
 _COMMIT_SECONDS = 2.0

@@ -23,13 +23,7 @@ from reverse_image_search.app.duplicates import show_duplicates
 from reverse_image_search.app.image_dialog import open_image, photo_tile, show_opened_image
 from reverse_image_search.app.image_grid import Line, Tile, image_grid
 from reverse_image_search.app.messages import plain, show_problem
-from reverse_image_search.app.query import (
-    Query,
-    choose_query,
-    current_query,
-    pick,
-    pick_region,
-)
+from reverse_image_search.app.query import Query, choose_query, current_query, pick, pick_region
 from reverse_image_search.app.query_card import histogram, query_card
 from reverse_image_search.app.region_box import region_box
 from reverse_image_search.app.results import majority, name_of, narrow, results_csv, title_of

@@ -25,13 +25,7 @@ from reverse_image_search.gallery import (
     make_thumbnail,
     pixel_digest,
 )
-from reverse_image_search.image_file import (
-    MAX_BYTES,
-    MAX_SIDE,
-    ImageFileError,
-    read_image,
-    to_rgb,
-)
+from reverse_image_search.image_file import MAX_BYTES, MAX_SIDE, ImageFileError, read_image, to_rgb
 
 ALL_CLASSES = "All classes"
 EVERYTHING = "All"

@@ -23,11 +23,7 @@ import tempfile
 from pathlib import Path
 
 from reverse_image_search.layout import REPOSITORY_ROOT
-from reverse_image_search.serving.supervisor import (
-    ADDRESS,
-    LocalServerError,
-    shared_memory_prefix,
-)
+from reverse_image_search.serving.supervisor import ADDRESS, LocalServerError, shared_memory_prefix
 
 _SERVER = "pytriton/tritonserver/bin/tritonserver"  # in the wheel
 _LIBRARIES = "nvidia_pytriton.libs"

@@ -9,14 +9,8 @@ import pytest
 
 from reverse_image_search.serving.checksums import verify
 from reverse_image_search.serving.file_system import PublishingError, check_space
-from reverse_image_search.serving.publishing import (
-    staging,
-)
-from tests.unit.serving.text_builds import (
-    build_of,
-    publish,
-    published,
-)
+from reverse_image_search.serving.publishing import staging
+from tests.unit.serving.text_builds import build_of, publish, published
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import time
 import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
+from geventhttpclient.response import HTTPConnectionClosed
 from PIL import Image
 from tritonclient.http import InferInput
 from tritonclient.utils import InferenceServerException
@@ -19,6 +21,11 @@ from reverse_image_search.client.errors import RequestRejectedError, TritonError
 from reverse_image_search.client.tensors import batches_of_one_shape, to_tensors
 
 _BAD_GATEWAY = "502"  # what a balancer answers when the server behind it ends without an answer
+# A new connection that was accepted, then closed without an answer.
+_BROKEN = ConnectionResetError, BrokenPipeError, HTTPConnectionClosed
+# Seconds before a request is sent again: a replica that is being killed goes on accepting
+# connections for some milliseconds, and has the fewest requests, so a balancer prefers it.
+_PAUSES = 0.1, 0.5
 
 
 class Neighbors(NamedTuple):
@@ -170,24 +177,29 @@ class Client:
         """Call a method of this thread's `InferenceServerClient`.
 
         A kept connection that turns out broken, as after a restart of the server, is replaced
-        once, and a balancer whose replica died is asked once more: searching changes nothing on
-        the server.
+        once. Whoever dies with the request, the server or a replica behind a balancer, is asked
+        again up to twice: searching changes nothing on the server.
         """
-        has_asked_again = False
+        pauses = iter(_PAUSES)
         while True:
             kept = connections.of_this_thread().get((self.url, self.timeout))
             try:
                 connection = kept or connections.add(self.url, self.timeout)
                 return getattr(connection, method)(*arguments, **options)
             except InferenceServerException as error:
-                if error.status() == _BAD_GATEWAY and not has_asked_again:
-                    has_asked_again = True
-                    continue
-                raise triton_error(error, self.url, self.timeout) from error
+                pause = next(pauses, None) if error.status() == _BAD_GATEWAY else None
+                if pause is None:
+                    raise triton_error(error, self.url, self.timeout) from error
             except BaseException as error:
                 # What is left of an interrupted answer must not be read as the next one.
                 connections.drop(self.url, self.timeout)
                 if not isinstance(error, Exception):
                     raise
-                if not kept or isinstance(error, TimeoutError):
+                pause = None
+                if kept and not isinstance(error, TimeoutError):
+                    pause = 0.0
+                elif isinstance(error, _BROKEN):
+                    pause = next(pauses, None)
+                if pause is None:
                     raise triton_error(error, self.url, self.timeout) from error
+            time.sleep(pause)

@@ -1,4 +1,4 @@
-"""Slow, stuck and lying servers: timeouts hold, and only a kept connection is tried again."""
+"""Slow, stuck and lying servers: timeouts hold, and who hangs up is asked again up to twice."""
 
 from __future__ import annotations
 
@@ -121,20 +121,20 @@ def hang_up_half_way(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"{" * 500)
 
 
-def test_a_new_connection_that_breaks_is_an_error(tally):
-    """Asking again would only add to what a server that dies has to do."""
+def test_who_hangs_up_on_a_new_connection_is_asked_up_to_twice_more(tally):
+    """A balancer does so if its replica dies. One that died half-way through an answer is not."""
     row = tally("servers that hang up")
-    for behavior in (hang_up, hang_up_after_reading, hang_up_half_way):
+    for behavior, times in ((hang_up, 3), (hang_up_after_reading, 3), (hang_up_half_way, 1)):
         with row.case(behavior.__name__), server(behavior) as (port, arrivals):
             client = Client(f"127.0.0.1:{port}", timeout=10)
-            for _ in range(4):
+            for _ in range(2):
                 arrivals.clear()
                 with pytest.raises(ServerUnreachableError, match="not reachable"):
                     client.embed(ONE_IMAGE)
-                assert len(arrivals) == 1
+                assert len(arrivals) == times
 
 
-def test_a_kept_connection_that_breaks_is_replaced_once(tally):
+def test_a_kept_connection_that_breaks_is_replaced(tally):
     """What the restart of a server does to connections that were kept open."""
     row = tally("servers that hang up on a kept connection")
     answer = b'HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{"name":"triton"}'
@@ -164,7 +164,7 @@ def test_a_kept_connection_that_breaks_is_replaced_once(tally):
                 else:
                     with pytest.raises(ServerUnreachableError, match="not reachable"):
                         client.embed(ONE_IMAGE)
-                assert len(arrivals) <= 3
+                assert len(arrivals) <= (3 if survives else 5)
 
 
 LIES = {

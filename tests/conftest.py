@@ -22,7 +22,7 @@ import pytest
 from reverse_image_search.client import Client
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import gallery_file
-from tests.milvus_server import MilvusServer
+from tests.milvus_server import MilvusServer, milvus_server
 from tests.running import (
     BUILD_TIMEOUT,
     REPO_ROOT,
@@ -269,9 +269,9 @@ def browser() -> Iterator:
 @pytest.fixture(scope="module")
 def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
     """A running Milvus server, which MILVUS_URI names."""
-    server = MilvusServer(tmp_path_factory.mktemp("milvus") / "data")
+    server = milvus_server(tmp_path_factory.mktemp("milvus") / "data")
     server.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MILVUS_URI", server.uri)
         yield server
-    server.kill()
+    server.close()

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from reverse_image_search import contract
+from reverse_image_search import build_models, contract
 from reverse_image_search.client import Client, Neighbors
+from reverse_image_search.encoders import ENCODERS
 from reverse_image_search.gallery import Gallery
+from tests.integration.toy_build import GRID
+from tests.milvus_server import MilvusServer
 from tests.running import Triton, processes_naming, start_server, stop_server
 
 # Seconds after a death within which the server must answer again; more on a machine that is busy
@@ -130,6 +134,27 @@ def known_answer(victim: Triton, known_queries: np.ndarray) -> Neighbors:
 def build_copy(small_build: Path, tmp_path: Path) -> Path:
     """A copy of the small build, to be damaged."""
     return shutil.copytree(small_build, tmp_path / "build")
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, milvus: MilvusServer) -> Path:
+    """Folder of twelve photos, 0.png to 11.png, built into `tmp_path` and Milvus."""
+    monkeypatch.setitem(ENCODERS, "grid", GRID)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed in range(12):
+        photo(seed, folder)
+    arguments = ["--images", str(folder), "--encoder", "grid", "--index", "milvus"]
+    assert build_models.main([*arguments, "--output-dir", str(tmp_path)]) == 0
+    return folder
+
+
+def photo(seed: int, folder: Path) -> Path:
+    """A file of soft blobs of color that no other seed has."""
+    colors = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    path = folder / f"{seed}.png"
+    Image.fromarray(colors).resize((60, 40), Image.Resampling.BICUBIC).save(path)
+    return path
 
 
 def is_right(answer: Neighbors, known: Neighbors) -> bool:

@@ -1,4 +1,4 @@
-"""Clients that search without pause while something is broken."""
+"""Clients that search again and again while something is broken."""
 
 from __future__ import annotations
 
@@ -6,19 +6,32 @@ import threading
 import time
 from collections import Counter
 
-from reverse_image_search.client import Client, TritonError
+from reverse_image_search.client import Client, Neighbors, TritonError
 from tests.faults.conftest import is_right
 from tests.running import wait_until
 
 
 class Load:
-    """Threads that search without pause, and count what they get."""
+    """Threads that search again and again, and count what they get.
 
-    def __init__(self, client: Client, queries, known, threads: int = 8) -> None:
+    Attributes
+    ----------
+    known : answers any of which is right for a search that begins now
+    pause : seconds between two searches of a thread
+    last_error : when the last request failed, of `time.monotonic`
+    longest_error : seconds that the slowest of the failed requests took
+    """
+
+    def __init__(
+        self, client: Client, queries, *known: Neighbors, threads: int = 8, pause: float = 0
+    ) -> None:
         self.answers = 0
         self.errors: Counter[str] = Counter()
         self.wrong: list[str] = []
-        self._client, self._queries, self._known = client, queries, known
+        self.known = known
+        self.last_error = self.longest_error = 0.0
+        self.pause = pause
+        self._client, self._queries = client, queries
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._search) for _ in range(threads)]
 
@@ -35,14 +48,18 @@ class Load:
 
     def _search(self) -> None:
         while not self._stop.is_set():
+            known, start = self.known, time.monotonic()
             try:
                 answer = self._client.search(self._queries)
             except TritonError as error:
                 self.errors[str(error)] += 1
+                self.last_error = time.monotonic()
+                self.longest_error = max(self.longest_error, self.last_error - start)
                 time.sleep(0.05)  # leave the processors to the server that starts
             except Exception as error:
                 self.wrong.append(repr(error))
             else:
                 self.answers += 1
-                if not is_right(answer, self._known):
+                if not any(is_right(answer, each) for each in known):
                     self.wrong.append(str(answer))
+                time.sleep(self.pause)

@@ -3,11 +3,13 @@
     python -m reverse_image_search.benchmark.engines --output-dir . --growth growth.png
     python -m reverse_image_search.benchmark.engines --sizes 60000 --recall recall.png
 
+With MILVUS_URI in the environment, Milvus is one of them: a server that uses all processors.
 Real embeddings of the build, repeated with noise beyond its size (see `index_search`). All engines
 of a size are asked in turn in one process, so that their ratios hold on a noisy machine.
 """
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from reverse_image_search.benchmark.index_search import load_vectors
 from reverse_image_search.benchmark.measurements import describe_machine, in_own_process
 from reverse_image_search.benchmark.report import plot_lines
 from reverse_image_search.command_line import make_parser
-from reverse_image_search.indexes import INDEXES, IndexOptions
+from reverse_image_search.indexes import INDEXES, IndexOptions, milvus_model
 from reverse_image_search.layout import MODEL_FILENAME
 from reverse_image_search.serving.export import load_torchscript, write_model_files
 
@@ -32,6 +34,7 @@ _TOP_K = 100
 _BATCH_SIZES = (1, 8, 32)
 _ROUNDS = 12  # in which each engine is asked once for each batch size; two warm up
 _ROWS_AT_ONCE = 100_000
+_MILVUS_TIMEOUT = 120.0  # seconds
 _RECALLS = (0.9, 1.003)  # that are drawn
 
 Search = Callable[[torch.Tensor], np.ndarray]  # (batch, D) -> ids (batch, K)
@@ -88,6 +91,28 @@ def _faiss(factory: str, parameter: str = "", *settings: float) -> Engine:
     return Engine(write, load, settings or (0,))
 
 
+def _milvus() -> Engine:
+    """The collection ``benchmark`` in MILVUS_URI, over a connection that is kept."""
+    uri, name = os.environ.get("MILVUS_URI", ""), "benchmark"
+
+    def write(vectors: np.ndarray, _folder: Path, _settings: tuple) -> None:
+        spec, ids = INDEXES["milvus"], torch.arange(len(vectors))
+        if spec.database:
+            spec.database.drop(name)
+        spec.build(torch.from_numpy(vectors), ids, IndexOptions(_TOP_K, name=name))
+        client = milvus_model.connect(uri, _MILVUS_TIMEOUT)
+        while client.describe_index(name, milvus_model.VECTOR)["pending_index_rows"]:
+            time.sleep(0.1)
+
+    def load(_folder: Path, _setting: float) -> Search:
+        client = milvus_model.connect(uri, _MILVUS_TIMEOUT)
+        return lambda queries: milvus_model.search(
+            client, name, queries.numpy(), _TOP_K, _MILVUS_TIMEOUT
+        )[0]
+
+    return Engine(write, load)
+
+
 ENGINES = {
     "exact": _torchscript("exact"),
     "ivf": _torchscript("ivf", IndexOptions.recall, 0.9, 0.95, 0.98, 0.99),
@@ -95,6 +120,8 @@ ENGINES = {
     "FAISS IVF": _faiss("IVF{lists},Flat", "nprobe", 16, 2, 4, 8, 32, 64),
     "FAISS HNSW": _faiss("HNSW32", "efSearch", 200, 25, 50, 100, 400),
 }
+if os.environ.get("MILVUS_URI"):
+    ENGINES["milvus"] = _milvus()
 
 
 def measure_engines(output_dir: Path, size: int, names: list[str], sweep: bool) -> list[dict]:

@@ -28,7 +28,7 @@ GALLERY = "gallery"
 PARTS = (MODEL_REPO, ENSEMBLE_REPO, GALLERY)  # folders of OUTPUT_DIR that a build replaces
 CHECKSUMS = f"{GALLERY}/SHA256SUMS"
 WORK = ".build"  # folder of OUTPUT_DIR for what is written before it is published
-PREVIOUS = "previous"
+PREVIOUS = "previous"  # folder of WORK, see `previous_build`
 
 FIRST_VERSION = 1
 MODEL_FILENAME = "model.pt"  # Triton's default for TorchScript

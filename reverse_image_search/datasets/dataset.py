@@ -29,7 +29,7 @@ class LabeledImage:
     file: ReadFile | None = None  # where it comes from, if that is a file
 
     def gallery_image(self, image_id: int = 0) -> GalleryImage:
-        """What the gallery shows of it."""
+        """Its row in the gallery; `GalleryWriter.add` gives another id."""
         pixels, file = self.pixels, self.file
         if file and file.photo:
             facts = (*file.photo.size, file.sha256, file.thumbnail)

@@ -79,7 +79,7 @@ def print_builds(report: dict) -> None:
     columns = [f"recall@{depth}" for depth in depths]
     columns += ["READY, s", "memory, MB", f"{contract.VECTOR_SIMILARITY.name}, ms"]
     print(f"\n{report['machine']}")
-    print_table(["engine", *columns, *(f"{clients} clients" for clients in counts)], table)
+    print_table(["engine", *columns, *(f"clients: {clients}" for clients in counts)], table)
 
 
 def _names(output_dirs: list[Path]) -> dict[str, Path]:

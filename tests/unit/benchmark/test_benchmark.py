@@ -137,7 +137,7 @@ def test_builds_in_one_table(capsys):
         if line.startswith("|")
     ]
     assert header[1:3] == ["recall@20", "recall@100"]
-    assert header[-2:] == ["1 clients", "8 clients"]
+    assert header[-2:] == ["clients: 1", "clients: 8"]
     speed = ["2.00", "300", "0.50", "0.5 ms, 100/s", "4.0 ms, 800/s"]
     assert exact == ["exact", "1.0000", "1.0000", *speed]
     assert ivf == ["ivf", "0.9950", "", *speed]

@@ -73,14 +73,17 @@ class Client:
         (embeddings,) = self._infer(contract.IMAGE_ENCODER, to_tensors(images), version)
         return embeddings
 
-    def find_similar(self, embeddings: np.ndarray) -> Neighbors:
-        """Find the nearest gallery images of finite `embeddings` (n, D); raises like `embed`."""
+    def find_similar(self, embeddings: np.ndarray, version: str = "") -> Neighbors:
+        """Find the nearest gallery images of finite `embeddings` (n, D); raises like `embed`.
+
+        `version` is that of `vector_similarity`, instead of the newest one.
+        """
         embeddings = np.asarray(embeddings, dtype=np.float32)
         if embeddings.ndim != 2 or not len(embeddings):
             raise ValueError(f"embeddings must have shape (n, D), got {embeddings.shape}")
         if not np.isfinite(embeddings).all():
             raise ValueError("embeddings must be finite, got NaN or infinite values")
-        return Neighbors(*self._infer(contract.VECTOR_SIMILARITY, list(embeddings)))
+        return Neighbors(*self._infer(contract.VECTOR_SIMILARITY, list(embeddings), version))
 
     def search(self, images: Image.Image | np.ndarray | Iterable) -> Neighbors:
         """Embed `images` and find their nearest gallery images (see `embed`)."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from reverse_image_search import contract
 from reverse_image_search.client.client import Client
-from reverse_image_search.client.errors import RequestRejectedError
+from reverse_image_search.client.errors import RequestRejectedError, ServerNotReadyError
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.layout import BUILD_COMMAND, START_COMMAND
 
@@ -87,18 +87,27 @@ def search_gallery_for_all(
 
     Costs one request more than the searches: after the answers, the index is asked what it is. If
     that is what was known before, no other server or index was taken over in between; and the known
-    version of the encoder was asked for. Else all is done again. A server takes over encoder and
-    index one after the other: for `switch_timeout` seconds, the second one is waited for.
+    versions of encoder and index were asked for, so that replicas of different builds cannot share
+    a search. Else all is done again. A server takes over encoder and index one after the other, and
+    replicas do so at different moments: that is waited for, for `switch_timeout` seconds.
 
     Raises
     ------
     WrongAnswerError : the served models and the gallery do not belong together
     TritonError : the server did not answer
     """
-    with contextlib.suppress(WrongAnswerError, RequestRejectedError):
+    with contextlib.suppress(WrongAnswerError, RequestRejectedError, ServerNotReadyError):
         return _search(client, gallery, images, _known.get(client.url) or served_identity(client))
     # Another build may have been published since the identity was read.
-    return _search(client, gallery, images, _settled_identity(client, switch_timeout))
+    deadline = time.monotonic() + switch_timeout
+    while True:
+        known = _settled_identity(client, deadline)
+        try:
+            return _search(client, gallery, images, known)
+        except ServerNotReadyError:  # a replica that does not serve the known versions yet
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE)
 
 
 def served_identity(client: Client) -> ServedIdentity:
@@ -117,9 +126,8 @@ def check_identity(client: Client, gallery: Gallery) -> None:
     _compare(served_identity(client), gallery)
 
 
-def _settled_identity(client: Client, timeout: float) -> ServedIdentity:
-    """The identity of both models once they are of one build, or after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+def _settled_identity(client: Client, deadline: float) -> ServedIdentity:
+    """The identity of both models once they are of one build, or when it is `deadline`."""
     while True:
         identity = served_identity(client)
         if identity.is_one_build or time.monotonic() > deadline:
@@ -137,7 +145,7 @@ def _search(
     start = time.perf_counter()
     embeddings = client.embed(images, version=known.encoder_version)
     embedded = time.perf_counter()
-    neighbors = client.find_similar(embeddings)
+    neighbors = client.find_similar(embeddings, version=known.index_version)
     found = time.perf_counter()
     if _index_identity(client.model_config(contract.VECTOR_SIMILARITY.name)) != known.index:
         raise WrongAnswerError(

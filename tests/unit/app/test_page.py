@@ -66,7 +66,7 @@ class StubClient:
         self._fail()
         return np.stack([_direction(image) for image in images])
 
-    def find_similar(self, embeddings):
+    def find_similar(self, embeddings, version=""):
         self._fail()
         return _nearest(self.gallery, embeddings[0], self.top_k)
 

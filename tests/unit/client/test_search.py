@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from reverse_image_search.client import Neighbors, RequestRejectedError, ServerUnreachableError
+from reverse_image_search.client import Neighbors, ServerNotReadyError, ServerUnreachableError
 from reverse_image_search.client.search import (
     IndexIdentity,
     ServedIdentity,
@@ -55,12 +55,13 @@ class StubServer:
 
     def model_config(self, name):
         encoder, index_encoder, gallery = self._next(f"config {name}")
-        parameters, policy = {"encoder_id": encoder}, {"specific": {"versions": [encoder[-1:]]}}
+        parameters, version = {"encoder_id": encoder}, encoder[-1:]
         if name == "vector_similarity":
             parameters = {"encoder_id": index_encoder, "gallery_id": gallery}
+            version = index_encoder[-1:]
         return {
             "name": name,
-            "version_policy": policy,
+            "version_policy": {"specific": {"versions": [version]}},
             "parameters": {
                 key: {"string_value": value} for key, value in parameters.items() if value
             },
@@ -70,11 +71,14 @@ class StubServer:
         assert images == [IMAGE]
         served = self._next("embed")
         if not served[0].endswith(version):
-            raise RequestRejectedError("unknown version")
+            raise ServerNotReadyError("unknown version")
         return np.array([[1.0, 0.0]]) if served == RIGHT else np.array([[9.0, 9.0]])
 
-    def find_similar(self, embeddings):
-        is_same_index = self._next("find")[1:] == RIGHT[1:]
+    def find_similar(self, embeddings, version):
+        served = self._next("find")
+        if not served[1].endswith(version):
+            raise ServerNotReadyError("unknown version")
+        is_same_index = served[1:] == RIGHT[1:]
         right = is_same_index and embeddings.tolist() == [[1.0, 0.0]]
         return self._neighbors if right else Neighbors(np.array([[1]]), np.array([[0.1]]))
 
@@ -193,12 +197,20 @@ def test_a_server_that_becomes_the_right_one(gallery, position, stale):
 
 
 def test_a_server_replaced_in_every_search_is_an_error(known, gallery):
-    search = [RIGHT, RIGHT, REBUILT, REBUILT]
-    server = StubServer(*search, RIGHT, RIGHT, *search)
+    server = StubServer(RIGHT, RIGHT, REBUILT, REBUILT, *(5 * [RIGHT]), REBUILT)
 
     with pytest.raises(WrongAnswerError, match=r"replaced during the search.*Search again"):
         search_gallery(server, gallery, IMAGE)
     assert server.requests.count("find") == 2
+
+
+@pytest.mark.parametrize("other", [REBUILT, HALF_REBUILT])
+def test_replicas_of_different_builds_never_share_a_search(known, gallery, other):
+    """A balancer asks them in any order, so a question after the answers may meet another one."""
+    both_read = [RIGHT, RIGHT]
+    server = StubServer(RIGHT, other, *both_read, other, *both_read, RIGHT, other, RIGHT)
+
+    assert is_right(search_gallery(server, gallery, IMAGE))
 
 
 def test_an_encoder_replaced_alone_is_noticed_when_both_are_read(known, gallery):

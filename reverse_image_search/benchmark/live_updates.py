@@ -1,6 +1,6 @@
 """Update an index again and again while clients search, and check every answer.
 
-    python -m reverse_image_search.benchmark.live_updates --updates 200 --clients 16
+    python -m reverse_image_search.benchmark.live_updates --updates 200 --clients 16 --index exact
 
 Serves a synthetic build with the local runtime. Each update adds images, removes some, or both; the
 encoder only flattens pixels, so every answer can be compared with a NumPy oracle. An answer is
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,16 +35,23 @@ from reverse_image_search.client.search import WrongAnswerError, search_gallery
 from reverse_image_search.command_line import make_parser
 from reverse_image_search.gallery import Gallery, GalleryImage, GalleryMetadata
 from reverse_image_search.gallery_writer import write_gallery
-from reverse_image_search.indexes import INDEXES, ExactIndex
+from reverse_image_search.indexes import INDEXES, IndexOptions
 from reverse_image_search.serving.export import write_model_files
+from reverse_image_search.serving.index_files import write_index
 from reverse_image_search.serving.live import wait_until_served
 from reverse_image_search.serving.model_config import write_configs
-from reverse_image_search.serving.publishing import KEEP_VERSIONS, publish_index_version, staging
+from reverse_image_search.serving.publishing import (
+    KEEP_VERSIONS,
+    publish_index_version,
+    staging,
+    staging_update,
+)
 
 _TOP_K = 20
 _QUERIES = 32
 _CHANGED = 5  # images that an update adds, removes, or both
 _PAUSE = 0.1  # seconds between two searches of a client: without, loading waits for processors
+_LEAST_FOUND = 0.9  # of the K nearest, by an index that is approximate
 _TOLERANCE = 1e-4  # of a score: the batch that a query shares changes rounding
 
 
@@ -69,17 +77,20 @@ class Version:
     embeddings: np.ndarray  # (N, D)
     is_mirrored: bool  # the encoder
     begin: float  # just before it was published
+    least_found: float  # share of the K nearest that an answer must have
 
     def holds(self, image: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> bool:
-        """Whether these are the K nearest neighbors of an image."""
+        """Whether these are the K nearest neighbors of an image, best first."""
         all_scores = self.embeddings @ embed(image, self.is_mirrored)
         positions = np.searchsorted(self.ids, ids)
         positions[positions == len(self.ids)] = 0
-        best = np.sort(np.partition(all_scores, -len(ids))[-len(ids) :])[::-1]
-        return (
+        lowest = np.partition(all_scores, -len(ids))[-len(ids)]
+        return bool(
             np.array_equal(self.ids[positions], ids)
+            and len(np.unique(ids)) == len(ids)
             and np.allclose(all_scores[positions], scores, rtol=0, atol=_TOLERANCE)
-            and np.allclose(best, scores, rtol=0, atol=_TOLERANCE)
+            and (np.diff(scores) <= 0).all()
+            and np.mean(scores >= lowest - _TOLERANCE) >= self.least_found
         )
 
 
@@ -90,10 +101,20 @@ class UpdatedBuild:
     ----------
     output_dir : empty; gets ``model_repo/``, ``ensemble_repo/`` and ``gallery/``
     side : pixels of an image, whose embedding has 3 * side * side dimensions
+    index : of the registry
     """
 
-    def __init__(self, output_dir: Path, image_count: int, side: int = 4, seed: int = 0) -> None:
+    def __init__(
+        self,
+        output_dir: Path,
+        image_count: int,
+        side: int = 4,
+        seed: int = 0,
+        index: str = next(iter(INDEXES)),
+    ) -> None:
         self.output_dir, self._side, self._dims = output_dir, side, 3 * side * side
+        self._index = INDEXES[index]
+        self._index_name = ""
         self._rng = np.random.default_rng(seed)
         self._next_id = 0
         self.images: dict[int, np.ndarray] = {}  # (3, side, side) float32, by id
@@ -119,15 +140,29 @@ class UpdatedBuild:
     def update(self, add: int, remove: int) -> tuple[list[int], list[int]]:
         """Publish a version with `add` more images and `remove` fewer: their ids."""
         removed = self._rng.choice(np.array(list(self.images)), remove, replace=False).tolist()
+        with_both = dict(self.images)
         for each in removed:
             del self.images[each]
         added = self._add(add)
-        publish_index_version(self.output_dir, self._write_update)
+        if self._index.database:
+            with_both |= self.images
+            with staging_update(
+                self.output_dir, lambda: self._update_database(added, removed, with_both)
+            ) as folder:
+                self._write_gallery(folder)
+        else:
+            publish_index_version(self.output_dir, self._write_update)
         return added, removed
+
+    def drop(self) -> None:
+        """Delete what is in a database."""
+        if self._index.database:
+            self._index.database.drop(self._index_name)
 
     def took_effect(self) -> None:
         """The running server has taken the newest version over: older ones are wrong from now."""
-        self._ended[len(self.history) - 2] = time.monotonic()
+        for number in range(len(self.history) - 1):
+            self._ended.setdefault(number, time.monotonic())
 
     def is_right(
         self, image: np.ndarray, ids: np.ndarray, scores: np.ndarray, begin: float, end: float
@@ -155,24 +190,48 @@ class UpdatedBuild:
         write_model_files(
             {layout.MODEL_FILENAME: FlattenedPixels(self.is_mirrored)}, encoder_folder, input_ndim=4
         )
+        self._index_name = f"live_updates_{uuid.uuid4().hex}"
         self._write_update(folder)
-        write_configs(folder, self._metadata, self._dims, _TOP_K, INDEXES["exact"])
+        write_configs(folder, self._metadata, self._dims, _TOP_K, self._index, self._index_name)
 
     def _write_update(self, folder: Path) -> None:
-        ids = np.array(list(self.images))
-        embeddings = embed(np.stack(list(self.images.values())), self.is_mirrored)
-        index = ExactIndex(torch.from_numpy(embeddings), torch.from_numpy(ids), _TOP_K)
-        version_folder = layout.version_folder(
-            folder / layout.MODEL_REPO, contract.VECTOR_SIMILARITY.name
+        version = self._version(self.images)
+        write_index(
+            self._index,
+            version.ids,
+            version.embeddings,
+            IndexOptions(_TOP_K, name=self._index_name),
+            layout.version_folder(folder / layout.MODEL_REPO, contract.VECTOR_SIMILARITY.name),
         )
-        write_model_files({layout.MODEL_FILENAME: index}, version_folder, input_ndim=2)
+        self._write_gallery(folder)
+        self.history.append(replace(version, begin=time.monotonic()))
+
+    def _update_database(
+        self, added: list[int], removed: list[int], with_both: dict[int, np.ndarray]
+    ) -> None:
+        """Change the index in place, which is not one step: images are added first."""
+        self.history += [self._version(with_both), self._version(self.images)]
+        database, final = self._index.database, self.history[-1]
+        if database:
+            positions = np.searchsorted(final.ids, added)
+            vectors = torch.from_numpy(final.embeddings[positions])
+            gone = torch.tensor(removed, dtype=torch.int64)
+            database.update(self._index_name, torch.tensor(added, dtype=torch.int64), vectors, gone)
+
+    def _version(self, images: dict[int, np.ndarray]) -> Version:
+        """That of an index of these images, by ascending id."""
+        ids = np.array(sorted(images))
+        embeddings = embed(np.stack([images[each] for each in ids]), self.is_mirrored)
+        least_found = 1.0 if self._index.is_exact else _LEAST_FOUND
+        return Version(ids, embeddings, self.is_mirrored, time.monotonic(), least_found)
+
+    def _write_gallery(self, folder: Path) -> None:
         # Rows of removed images stay as long as a kept version of the index has them.
         kept = [set(version.ids.tolist()) for version in self.history[1 - KEEP_VERSIONS :]]
-        rows = sorted(set(ids.tolist()).union(*kept))
+        rows = sorted(set(self.images).union(*kept))
         sides = self._side, self._side
         images = (GalleryImage(each, str(each), None, *sides, b"", b"") for each in rows)
         write_gallery(layout.gallery_file(folder), self._metadata, images)
-        self.history.append(Version(ids, embeddings, self.is_mirrored, time.monotonic()))
 
     @property
     def _metadata(self) -> GalleryMetadata:
@@ -361,13 +420,15 @@ def main() -> int:
     """Run, print the report, and return the exit code."""
     description = __doc__.partition("\n")[0]
     parser = make_parser(description, updates=200, clients=16, images=2000, side=4)
+    parser.add_argument("--index", choices=INDEXES, default=next(iter(INDEXES)))
     options = parser.parse_args()
     print(describe_machine())
     with tempfile.TemporaryDirectory() as folder:
-        build = UpdatedBuild(Path(folder), options.images, options.side)
+        build = UpdatedBuild(Path(folder), options.images, options.side, index=options.index)
         repositories = [Path(folder) / part for part in (layout.MODEL_REPO, layout.ENSEMBLE_REPO)]
         with local_server(repositories) as url:
             report = run_updates(build, url, options.updates, options.clients)
+        build.drop()
     report.print()
     return 1 if report.problems else 0
 

@@ -32,9 +32,9 @@ BUILD_BLOCK = " ".join([BUILD_COMMAND, *SMALL_BUILD])
 
 @pytest.fixture(scope="session")
 def ports() -> dict[str, str]:
-    """A free port for each one that the course names."""
+    """A free port for each one that the course names, in the same order, as its code sorts them."""
     names = (*SERVER, *EXPERIMENTS, *BALANCER)
-    return dict(zip(names, map(str, free_ports(len(names))), strict=True))
+    return dict(zip(names, map(str, sorted(free_ports(len(names)))), strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +77,11 @@ def run_page(
     clone = make_clone("course")
     shutil.copytree(small_build, clone, dirs_exist_ok=True)
 
+    def stop_servers(names: tuple[str, ...]) -> None:
+        for name in names:
+            for pid in processes_naming(f"--http-port={ports[name]}"):
+                os.kill(pid, signal.SIGKILL)
+
     def run(path: Path) -> None:
         if "haproxy -D" in path.read_text() and not shutil.which("haproxy", path=SYSTEM_PATH):
             skip_or_fail("there is no haproxy: apt-get install haproxy")
@@ -84,6 +89,9 @@ def run_page(
         page = Page(path, terminals, ports, {BUILD_BLOCK})
         try:
             page.run()
+        except BaseException:
+            stop_servers(EXPERIMENTS)  # the page did not come to stopping its own
+            raise
         finally:
             terminals.close()
         name = path.relative_to(REPO_ROOT)
@@ -95,6 +103,4 @@ def run_page(
         run(COURSE / "README.md")
         yield run
     finally:
-        for port in ports.values():
-            for pid in processes_naming(f"--http-port={port}"):
-                os.kill(pid, signal.SIGKILL)
+        stop_servers((*SERVER, *EXPERIMENTS))

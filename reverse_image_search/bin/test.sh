@@ -54,7 +54,8 @@ main() {
 
   echo "Tests: ${paths[*]}"
   cd "$REPO_ROOT"
-  exec "$PYTHON" -I -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
+  # Tests wait more than they compute: three processes keep two cores busy.
+  exec "$PYTHON" -I -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder \
     --durations=15 "${options[@]}" "${paths[@]}"
 }
 

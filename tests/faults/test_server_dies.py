@@ -103,8 +103,9 @@ def test_one_log_line_for_each_event(start_triton, small_build, tally):
     """Start, READY, death and stop; also what is left when the supervisor itself is killed."""
     row = tally("supervisor, and what it logs")
     server = start_triton(small_build)
+    wait_for_ready_lines(server, 1)
     os.kill(server.server_pid, signal.SIGKILL)
-    wait_until(lambda: server.log.count("READY at") == 2, "READY again", 60)
+    wait_for_ready_lines(server, 2)
     with row.case("the log of a death"):
         start = f"starting .*tritonserver on port {server.http_port}"
         ready = rf"READY at {server.url} after \d+\.\d s; Ctrl-C stops it"
@@ -124,8 +125,14 @@ def test_one_log_line_for_each_event(start_triton, small_build, tally):
         result = server.start()
         assert result.returncode == 0, result.stdout + result.stderr
     with row.case("the log of a stop"):
+        wait_for_ready_lines(server, 1)
         assert server.stop().returncode == 0
         check_log(server, [start, ready, "stopped"])
+
+
+def wait_for_ready_lines(server: Triton, count: int) -> None:
+    """Wait for the supervisor, who may notice later than others that the server answers."""
+    wait_until(lambda: server.log.count("READY at") == count, f"READY {count} times", 60)
 
 
 def check_log(server: Triton, expected: list[str]) -> None:

@@ -92,6 +92,7 @@ def test_a_server_that_hangs_is_started_again(victim, known_queries, known_answe
     row = tally("server that hangs")
     client = Client(victim.url, timeout=1)
     with row.case("SIGSTOP"):
+        wait_until(lambda: "READY at" in victim.log.rpartition(" starting /")[2], "READY", 60)
         os.kill(victim.server_pid, signal.SIGSTOP)
         with pytest.raises(ServerTimeoutError, match="did not answer within 1 s"):
             client.search(known_queries)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gzip
 import hashlib
 import os
@@ -9,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +47,10 @@ def load_fashion_mnist(data_dir: Path, limit: int | None = None) -> Dataset:
     from torchvision.datasets import FashionMNIST
 
     raw = data_dir / "FashionMNIST" / "raw"
-    if not all((raw / name).exists() for name in _SHA256):
-        _fetch(data_dir, raw)
+    if not _is_whole(raw):
+        with _only_one_fetches(data_dir):
+            if not _is_whole(raw):
+                _fetch(data_dir, raw)
     for name, sha256 in _SHA256.items():
         _check(raw / name, sha256)
     return Dataset(
@@ -64,6 +68,21 @@ def _read(split: str, mnist: FashionMNIST, limit: int | None = None) -> list[Lab
         LabeledImage(pixels, f"Fashion-MNIST {split} #{i}", mnist.classes[label])
         for i, (pixels, label) in enumerate(zip(images, labels, strict=True))
     ]
+
+
+def _is_whole(raw: Path) -> bool:
+    return all((raw / name).exists() for name in _SHA256)
+
+
+@contextlib.contextmanager
+def _only_one_fetches(data_dir: Path) -> Iterator[None]:
+    """Wait for another process that fetches into the same folder."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a file system without locks; fetching says the rest
+            data_dir.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((data_dir / ".fetching").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _fetch(data_dir: Path, raw: Path) -> None:

@@ -3,6 +3,7 @@ import os
 import shutil
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -76,6 +77,7 @@ def test_files_on_disk_need_no_network(copied_data, cut_off):
 
 
 def test_debian_files_are_unpacked(copied_data, cut_off, monkeypatch, tmp_path, fashion_mnist):
+    """Once, although three ask for them at the same time."""
     packed = tmp_path / "packed"
     packed.mkdir()
     for name in FILES:
@@ -83,9 +85,10 @@ def test_debian_files_are_unpacked(copied_data, cut_off, monkeypatch, tmp_path, 
         (packed / f"{name}.gz").write_bytes(gzip.compress(content, compresslevel=1))
     monkeypatch.setattr(dataset, "_DEBIAN_FOLDER", packed)
 
-    loaded = load_fashion_mnist(tmp_path / "empty")
-
-    assert np.array_equal(loaded.queries[9_999].pixels, fashion_mnist.queries[9_999].pixels)
+    with ThreadPoolExecutor() as threads:
+        for loaded in threads.map(load_fashion_mnist, [tmp_path / "empty"] * 3):
+            pixels = loaded.queries[9_999].pixels
+            assert np.array_equal(pixels, fashion_mnist.queries[9_999].pixels)
     assert sorted(p.name for p in (tmp_path / "empty/FashionMNIST/raw").iterdir()) == sorted(FILES)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -79,8 +80,11 @@ def run_page(
 
     def stop_servers(names: tuple[str, ...]) -> None:
         for name in names:
-            for pid in processes_naming(f"--http-port={ports[name]}"):
-                os.kill(pid, signal.SIGKILL)
+            # The supervisor first, which would start the server again.
+            for option in ("--http-port ", "--http-port="):
+                for pid in processes_naming(f"{option}{ports[name]}"):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
     def run(path: Path) -> None:
         if "haproxy -D" in path.read_text() and not shutil.which("haproxy", path=SYSTEM_PATH):

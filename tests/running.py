@@ -214,8 +214,15 @@ class Triton:
 
     def kill(self) -> None:
         """Last resort of a test that failed: end supervisor and server by their ids."""
-        for pid in processes_naming(f"--http-port={self.http_port}"):
-            os.kill(pid, signal.SIGKILL)
+        kill_server(self.http_port)
+
+
+def kill_server(http_port: int | str) -> None:
+    """End the local server on a port, the supervisor first, which would start it again."""
+    for option in ("--http-port ", "--http-port="):
+        for pid in processes_naming(f"{option}{http_port}"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def start_server(output_dir: Path, *arguments: str) -> Triton:

@@ -314,9 +314,13 @@ class Load:
             connection = http.client.HTTPConnection(address.hostname or "", address.port)
             with contextlib.closing(connection):
                 for path in paths:
-                    connection.request("GET", path)
-                    response = connection.getresponse()
-                    response.read()
+                    try:
+                        connection.request("GET", path)
+                        response = connection.getresponse()
+                        response.read()
+                    except (OSError, http.client.HTTPException) as error:
+                        self.problems[f"{path}: {error!r}"] += 1
+                        break
                     if response.status != 200:
                         self.problems[f"{path}: {response.status}"] += 1
 

@@ -6,7 +6,7 @@ import http.client
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +21,18 @@ UPDATES = int(os.environ.get("FAULTS_UPDATES", "4"))
 
 
 @pytest.fixture
-def build() -> Iterator[UpdatedBuild]:
-    """A synthetic build where the container's user can read it."""
-    folder = Path(tempfile.mkdtemp(prefix="reverse_image_search_"))
-    folder.chmod(0o755)
-    yield UpdatedBuild(folder, image_count=2000)
-    shutil.rmtree(folder)
+def new_build() -> Iterator[Callable[[], UpdatedBuild]]:
+    """``new_build()``: a synthetic build where the container's user can read it."""
+    folders = []
+
+    def make() -> UpdatedBuild:
+        folders.append(Path(tempfile.mkdtemp(prefix="reverse_image_search_")))
+        folders[-1].chmod(0o755)
+        return UpdatedBuild(folders[-1], image_count=2000)
+
+    yield make
+    for folder in folders:
+        shutil.rmtree(folder)
 
 
 def model_processes() -> int:
@@ -34,9 +40,22 @@ def model_processes() -> int:
     return running.count("triton_python_backend_stub")
 
 
+def deaths_of_triton() -> int:
+    """How often Docker has started the container again."""
+    return int(docker("container", "inspect", "--format", "{{.RestartCount}}", SERVER_CONTAINER))
+
+
 def test_updates_rebuild_and_roll_back_in_stand_in_triton_image(
-    stand_in_images: None, nothing_left: None, build: UpdatedBuild
+    stand_in_images: None, nothing_left: None, new_build, figure
 ) -> None:
+    if update_and_roll_back(new_build()):
+        return
+    figure("live updates: Triton 2.51 itself died on a busy machine, tried again")
+    assert update_and_roll_back(new_build()), "Triton died again"
+
+
+def update_and_roll_back(build: UpdatedBuild) -> bool:
+    """False where Triton died: its Python backend, which stands in for the image's, may crash."""
     ports = Ports.pick()
     variables = ports.variables | {"OUTPUT_DIR": str(build.output_dir), "RUNTIME": "docker"}
     url = f"http://127.0.0.1:{ports.http}"
@@ -66,5 +85,10 @@ def test_updates_rebuild_and_roll_back_in_stand_in_triton_image(
             response = connection.getresponse()
             assert b"not allowed if polling is enabled" in response.read()
             assert response.status >= 400
+        return True
+    except AssertionError:
+        if deaths_of_triton():
+            return False
+        raise
     finally:
         run_script(START, "--stop", **variables)

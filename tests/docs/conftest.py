@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from tests.docs.terminals import Terminals
 from tests.running import (
     REPO_ROOT,
     free_ports,
-    processes_naming,
+    kill_server,
     script_environment,
     skip_or_fail,
 )
@@ -78,14 +76,6 @@ def run_page(
     clone = make_clone("course")
     shutil.copytree(small_build, clone, dirs_exist_ok=True)
 
-    def stop_servers(names: tuple[str, ...]) -> None:
-        for name in names:
-            # The supervisor first, which would start the server again.
-            for option in ("--http-port ", "--http-port="):
-                for pid in processes_naming(f"{option}{ports[name]}"):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-
     def run(path: Path) -> None:
         if "haproxy -D" in path.read_text() and not shutil.which("haproxy", path=SYSTEM_PATH):
             skip_or_fail("there is no haproxy: apt-get install haproxy")
@@ -94,7 +84,7 @@ def run_page(
         try:
             page.run()
         except BaseException:
-            stop_servers(EXPERIMENTS)  # the page did not come to stopping its own
+            kill_server(ports[EXPERIMENTS[0]])  # the page did not come to stopping its own
             raise
         finally:
             terminals.close()
@@ -107,4 +97,5 @@ def run_page(
         run(COURSE / "README.md")
         yield run
     finally:
-        stop_servers((*SERVER, *EXPERIMENTS))
+        for server in (SERVER, EXPERIMENTS):
+            kill_server(ports[server[0]])

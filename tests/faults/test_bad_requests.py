@@ -21,10 +21,10 @@ from reverse_image_search.client import Client, Neighbors
 from tests.faults import bad_requests
 from tests.faults.bad_requests import KILLERS, GrpcRequest, HttpRequest
 from tests.faults.conftest import (
-    READY_AGAIN,
     is_right,
     model_processes_of,
     processes_of,
+    ready_again,
     wait_for_right_answer,
 )
 from tests.running import Triton
@@ -210,7 +210,7 @@ def test_requests_that_kill_are_survived(victim, known_queries, known_answer, ta
                 assert json.loads(body)["error"].strip()
             # The old server may answer once more before the supervisor ends it.
             while before & processes_of(victim):
-                assert time.monotonic() - start < READY_AGAIN, "nothing died: no killer any more?"
+                assert time.monotonic() - start < ready_again(), "nothing died: no killer any more?"
                 time.sleep(0.05)
             wait_for_right_answer(client, known_queries, known_answer)
             slowest = max(slowest, time.monotonic() - start)

@@ -17,7 +17,7 @@ from reverse_image_search.gallery import Gallery
 from reverse_image_search.serving.file_system import PublishingError
 from reverse_image_search.serving.live import wait_until_served
 from reverse_image_search.serving.publishing import staging_update
-from tests.faults.conftest import READY_AGAIN, model_processes_of
+from tests.faults.conftest import model_processes_of, ready_again
 from tests.running import Triton, run_script, wait_until
 
 UPDATES = int(os.environ.get("FAULTS_UPDATES", "6"))
@@ -103,7 +103,7 @@ def test_updates_while_the_server_is_not_there(build, server: Triton, tally):
     with row.case("the process of the old version dies while the new one is loaded"):
         added, _ = build.update(add=3, remove=3)
         os.kill(model_processes_of(server)[INDEX], signal.SIGKILL)
-        wait_until(lambda: _answers(server, build, added), "the new version", 15 + READY_AGAIN)
+        wait_until(lambda: _answers(server, build, added), "the new version", 15 + ready_again())
     assert server.stop().returncode == 0
     with row.case("without a server, nobody is waited for"):
         added, _ = build.update(add=3, remove=3)

@@ -16,9 +16,9 @@ from streamlit.testing.v1 import AppTest
 from reverse_image_search import contract
 from reverse_image_search.client import Client, ServerTimeoutError
 from tests.faults.conftest import (
-    READY_AGAIN,
     model_processes_of,
     processes_of,
+    ready_again,
     servers_of,
     wait_for_right_answer,
 )
@@ -49,7 +49,7 @@ def test_killed_under_load(victim: Triton, known_queries, known_answer, tally):
                     wait_for_right_answer(client, known_queries, known_answer)
                     seconds = time.monotonic() - start
                     slowest = max(slowest, seconds)
-                    assert seconds <= READY_AGAIN
+                    assert seconds <= ready_again()
                     assert len(list(Path("/dev/shm").glob(regions))) == len(contract.MODELS)
     row.note = (
         f"{load.answers} right answers, {load.errors.total()} errors, {len(load.wrong)} wrong; "
@@ -77,13 +77,13 @@ def test_the_page_rides_it_out(victim: Triton, known_queries, known_answer, monk
 
     for _ in range(ROUNDS):
         with row.case("killed"):
-            wait_until(shows_results, "results", READY_AGAIN)
+            wait_until(shows_results, "results", ready_again())
             os.kill(victim.server_pid, signal.SIGKILL)
             page.run()
             assert START_COMMAND in " ".join(error.value for error in page.error)
             assert not page.exception
             wait_for_right_answer(Client(victim.url), known_queries, known_answer)
-            wait_until(shows_results, "results again", READY_AGAIN)
+            wait_until(shows_results, "results again", ready_again())
             assert not page.exception
 
 
@@ -96,7 +96,7 @@ def test_a_server_that_hangs_is_started_again(victim, known_queries, known_answe
         os.kill(victim.server_pid, signal.SIGSTOP)
         with pytest.raises(ServerTimeoutError, match="did not answer within 1 s"):
             client.search(known_queries)
-        wait_for_right_answer(client, known_queries, known_answer, timeout=15 + READY_AGAIN)
+        wait_for_right_answer(client, known_queries, known_answer, grace=15)
         assert "was not READY for 1" in victim.log
 
 

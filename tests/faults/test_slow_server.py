@@ -20,13 +20,16 @@ from reverse_image_search.client import (
 )
 
 TIMEOUT = 1.0
-# More on a machine that is busy with other work as well, as in `READY_AGAIN`.
-TOLERANCE = 0.2 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 ONE_IMAGE = np.zeros((1, 28, 28), np.uint8)
 # Too large for the buffers between client and server.
 MANY_PIXELS = np.zeros((16, 3, 256, 256), np.float32)
 
 Behavior = Callable[[socket.socket], None]
+
+
+def tolerance() -> float:
+    """Of a time-out; more on a machine that is busy with other work as well."""
+    return 0.2 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @contextlib.contextmanager
@@ -103,7 +106,7 @@ def test_timeouts_hold(tally):
                 client.embed(images)
             seconds = time.monotonic() - start
             largest = max(largest, abs(seconds / TIMEOUT - 1))
-            assert abs(seconds / TIMEOUT - 1) <= TOLERANCE, f"took {seconds:.2f} s"
+            assert abs(seconds / TIMEOUT - 1) <= tolerance(), f"took {seconds:.2f} s"
             assert len(arrivals) == 1
     row.note = f"timeouts of {TIMEOUT:g} s off by at most {largest:.0%}"
 

@@ -54,8 +54,7 @@ main() {
 
   echo "Tests: ${paths[*]}"
   cd "$REPO_ROOT"
-  # Tests wait more than they compute: three processes keep two cores busy.
-  exec "$PYTHON" -I -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder \
+  exec "$PYTHON" -I -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder \
     --durations=15 "${options[@]}" "${paths[@]}"
 }
 

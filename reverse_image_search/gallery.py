@@ -286,6 +286,12 @@ class Gallery:
         )
 
 
+def rows_of(ids: np.ndarray, gallery_ids: np.ndarray) -> np.ndarray:
+    """Rows of `ids`, of any shape, in the ascending `gallery_ids`; -1 for those not among them."""
+    rows = np.minimum(np.searchsorted(gallery_ids, ids), len(gallery_ids) - 1)
+    return np.where(gallery_ids[rows] == ids, rows, -1)
+
+
 # Control characters, line breaks, and those that change the direction of the text around them.
 _NOT_DISPLAYED = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 

@@ -6,8 +6,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from reverse_image_search import contract
 from reverse_image_search.benchmark.load_generator import query_tensors
 from reverse_image_search.benchmark.measurements import (
@@ -20,7 +18,7 @@ from reverse_image_search.benchmark.servers import local_server
 from reverse_image_search.client import Client
 from reverse_image_search.command_line import print_table
 from reverse_image_search.evaluation.evaluate import check_ranking
-from reverse_image_search.gallery import Gallery
+from reverse_image_search.gallery import Gallery, rows_of
 from reverse_image_search.layout import MODEL_REPO, gallery_file
 
 _QUERIES = 256  # that recall is measured with
@@ -99,8 +97,7 @@ def _recalls(client: Client, output_dir: Path) -> dict:
     ids, embeddings = Gallery(gallery_file(output_dir)).embeddings()
     queries = client.embed(query_tensors(output_dir, _QUERIES))
     neighbors = client.find_similar(queries)
-    rows = np.minimum(np.searchsorted(ids, neighbors.ids), len(ids) - 1)
-    rows = np.where(ids[rows] == neighbors.ids, rows, -1)
+    rows = rows_of(neighbors.ids, ids)
     recalls = check_ranking(queries, embeddings, rows, neighbors, is_exact=False)
     return {
         "recalls": {int(name.rpartition("_")[2]): float(of.mean()) for name, of in recalls.items()}

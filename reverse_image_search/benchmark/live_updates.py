@@ -33,9 +33,9 @@ from reverse_image_search.benchmark.servers import local_server
 from reverse_image_search.client import Client
 from reverse_image_search.client.search import WrongAnswerError, search_gallery
 from reverse_image_search.command_line import make_parser
-from reverse_image_search.gallery import Gallery, GalleryImage, GalleryMetadata
+from reverse_image_search.gallery import Gallery, GalleryImage, GalleryMetadata, rows_of
 from reverse_image_search.gallery_writer import write_gallery
-from reverse_image_search.indexes import INDEXES, IndexOptions
+from reverse_image_search.indexes import INDEXES, IndexOptions, VectorDatabase
 from reverse_image_search.serving.export import write_model_files
 from reverse_image_search.serving.index_files import write_index
 from reverse_image_search.serving.live import wait_until_served
@@ -82,13 +82,12 @@ class Version:
     def holds(self, image: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> bool:
         """Whether these are the K nearest neighbors of an image, best first."""
         all_scores = self.embeddings @ embed(image, self.is_mirrored)
-        positions = np.searchsorted(self.ids, ids)
-        positions[positions == len(self.ids)] = 0
+        rows = rows_of(ids, self.ids)
         lowest = np.partition(all_scores, -len(ids))[-len(ids)]
         return bool(
-            np.array_equal(self.ids[positions], ids)
+            (rows >= 0).all()
             and len(np.unique(ids)) == len(ids)
-            and np.allclose(all_scores[positions], scores, rtol=0, atol=_TOLERANCE)
+            and np.allclose(all_scores[rows], scores, rtol=0, atol=_TOLERANCE)
             and (np.diff(scores) <= 0).all()
             and np.mean(scores >= lowest - _TOLERANCE) >= self.least_found
         )
@@ -144,10 +143,10 @@ class UpdatedBuild:
         for each in removed:
             del self.images[each]
         added = self._add(add)
-        if self._index.database:
+        if database := self._index.database:
             with_both |= self.images
             with staging_update(
-                self.output_dir, lambda: self._update_database(added, removed, with_both)
+                self.output_dir, lambda: self._update_database(database, added, removed, with_both)
             ) as folder:
                 self._write_gallery(folder)
         else:
@@ -207,16 +206,18 @@ class UpdatedBuild:
         self.history.append(replace(version, begin=time.monotonic()))
 
     def _update_database(
-        self, added: list[int], removed: list[int], with_both: dict[int, np.ndarray]
+        self,
+        database: VectorDatabase,
+        added: list[int],
+        removed: list[int],
+        with_both: dict[int, np.ndarray],
     ) -> None:
         """Change the index in place, which is not one step: images are added first."""
         self.history += [self._version(with_both), self._version(self.images)]
-        database, final = self._index.database, self.history[-1]
-        if database:
-            positions = np.searchsorted(final.ids, added)
-            vectors = torch.from_numpy(final.embeddings[positions])
-            gone = torch.tensor(removed, dtype=torch.int64)
-            database.update(self._index_name, torch.tensor(added, dtype=torch.int64), vectors, gone)
+        final = self.history[-1]
+        vectors = torch.from_numpy(final.embeddings[rows_of(np.array(added, int), final.ids)])
+        new, gone = (torch.tensor(ids, dtype=torch.int64) for ids in (added, removed))
+        database.update(self._index_name, new, vectors, gone)
 
     def _version(self, images: dict[int, np.ndarray]) -> Version:
         """That of an index of these images, by ascending id."""

@@ -12,7 +12,7 @@ from reverse_image_search import contract
 from reverse_image_search.client.client import Client
 from reverse_image_search.client.same_photo import SamePhotoCheck
 from reverse_image_search.client.search import check_identity
-from reverse_image_search.gallery import Gallery
+from reverse_image_search.gallery import Gallery, rows_of
 
 _REQUESTS_IN_FLIGHT = 4
 _CANDIDATES = 5  # nearest neighbors of an image that may be of the same photo
@@ -103,8 +103,8 @@ def _search_all(
         part = slice(start, start + contract.MAX_BATCH_SIZE)
         neighbor_ids, scores = client.find_similar(embeddings[part])
         # An index that was updated meanwhile may know images that `ids` does not.
-        neighbor_rows = np.minimum(np.searchsorted(ids, neighbor_ids), len(ids) - 1)
-        is_known = ids[neighbor_rows] == neighbor_ids
+        neighbor_rows = rows_of(neighbor_ids, ids)
+        is_known = neighbor_rows >= 0
         is_close = (scores >= threshold) & is_known
         cut_rows = start + np.flatnonzero(is_close.all(axis=1))
         nearest = slice(_CANDIDATES + 1)  # the first is the image itself

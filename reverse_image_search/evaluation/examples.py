@@ -6,7 +6,7 @@ import numpy as np
 
 from reverse_image_search.evaluation.build_score import draw_own_queries
 from reverse_image_search.evaluation.originals import Originals, draw_originals
-from reverse_image_search.gallery import Gallery
+from reverse_image_search.gallery import Gallery, rows_of
 
 _COPIES, _COPIES_OF_PHOTOS = 2000, 500  # photos take a hundred times as long
 _QUERIES_OF_GALLERY = 2000
@@ -48,8 +48,7 @@ class Examples:
 
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
         """Rows of gallery ids, of any shape; -1 for those that the gallery does not have."""
-        rows = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
-        return np.where(self.ids[rows] == ids, rows, -1)
+        return rows_of(ids, self.ids)
 
     def labels_of(self, ids: np.ndarray) -> np.ndarray:
         """Label numbers of gallery ids, of any shape; -2, no query's label, for padding."""

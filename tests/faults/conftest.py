@@ -162,12 +162,14 @@ def is_right(answer: Neighbors, known: Neighbors) -> bool:
     )
 
 
-def ready_again() -> float:
-    """Seconds after a death within which the server must answer again.
+def slowdown() -> float:
+    """Processes that want to run, for each processor, over the last minute; at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
-    More on a machine that is busy with other work as well (load average over the last minute).
-    """
-    return 15 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+def ready_again() -> float:
+    """Seconds after a death within which the server must answer again."""
+    return 15 * slowdown()
 
 
 def wait_for_right_answer(

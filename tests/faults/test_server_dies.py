@@ -92,7 +92,7 @@ def test_a_server_that_hangs_is_started_again(victim, known_queries, known_answe
     row = tally("server that hangs")
     client = Client(victim.url, timeout=1)
     with row.case("SIGSTOP"):
-        wait_until(lambda: "READY at" in victim.log.rpartition(" starting /")[2], "READY", 60)
+        wait_until_watched(victim)
         os.kill(victim.server_pid, signal.SIGSTOP)
         with pytest.raises(ServerTimeoutError, match="did not answer within 1 s"):
             client.search(known_queries)
@@ -104,9 +104,9 @@ def test_one_log_line_for_each_event(start_triton, small_build, tally):
     """Start, READY, death and stop; also what is left when the supervisor itself is killed."""
     row = tally("supervisor, and what it logs")
     server = start_triton(small_build)
-    wait_for_ready_lines(server, 1)
+    wait_until_watched(server)
     os.kill(server.server_pid, signal.SIGKILL)
-    wait_for_ready_lines(server, 2)
+    wait_until(lambda: server.log.count("READY at") == 2, "READY again", 60)
     with row.case("the log of a death"):
         start = f"starting .*tritonserver on port {server.http_port}"
         ready = rf"READY at {server.url} after \d+\.\d s; Ctrl-C stops it"
@@ -126,14 +126,14 @@ def test_one_log_line_for_each_event(start_triton, small_build, tally):
         result = server.start()
         assert result.returncode == 0, result.stdout + result.stderr
     with row.case("the log of a stop"):
-        wait_for_ready_lines(server, 1)
+        wait_until_watched(server)
         assert server.stop().returncode == 0
         check_log(server, [start, ready, "stopped"])
 
 
-def wait_for_ready_lines(server: Triton, count: int) -> None:
+def wait_until_watched(server: Triton) -> None:
     """Wait for the supervisor, who may notice later than others that the server answers."""
-    wait_until(lambda: server.log.count("READY at") == count, f"READY {count} times", 60)
+    wait_until(lambda: "READY at" in server.log.rpartition(" starting /")[2], "READY", 60)
 
 
 def check_log(server: Triton, expected: list[str]) -> None:

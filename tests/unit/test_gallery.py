@@ -16,6 +16,7 @@ from reverse_image_search.gallery import (
     GalleryMetadata,
     make_thumbnail,
     pixel_digest,
+    rows_of,
 )
 from reverse_image_search.gallery_writer import write_gallery
 from tests.running import REPO_ROOT
@@ -249,3 +250,10 @@ def test_app_side_needs_no_torch():
         "reverse_image_search.client.search; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT).returncode == 0
+
+
+def test_rows_of_ids():
+    """Below, among, and above the gallery's own; -1 pads what a server returns."""
+    rows = rows_of(np.array([[3, 9], [4, -1]]), np.array([3, 5, 9]))
+    assert rows.tolist() == [[0, 2], [-1, -1]]
+    assert rows_of(np.array([10]), np.array([3, 5, 9])).tolist() == [-1]

@@ -6,9 +6,10 @@ from functools import partial
 
 import streamlit as st
 
+from reverse_image_search.app.address import number_in_address, put_in_address
 from reverse_image_search.app.image_dialog import open_image, photo_tile
 from reverse_image_search.app.image_grid import Line, Tile, image_grid
-from reverse_image_search.app.query import number_in_address, page_buttons
+from reverse_image_search.app.query import page_buttons
 from reverse_image_search.app.results import name_of
 from reverse_image_search.client import Client
 from reverse_image_search.client.duplicates import DuplicateGroup, find_duplicates
@@ -65,7 +66,7 @@ def show_duplicates(client: Client, gallery: Gallery, stamp: tuple[int, ...]) ->
         )
         bar.empty()
         st.session_state.duplicates = threshold, stamp, groups
-        st.query_params["page"] = "1"
+        put_in_address(page="1")
     if "duplicates" in st.session_state:
         found_threshold, found_stamp, groups = st.session_state.duplicates
         count = sum(len(group.ids) - 1 for group in groups)

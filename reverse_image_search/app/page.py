@@ -19,6 +19,7 @@ import numpy as np
 import streamlit as st
 
 from reverse_image_search import layout
+from reverse_image_search.app.address import put_in_address, restore_address
 from reverse_image_search.app.duplicates import show_duplicates
 from reverse_image_search.app.image_dialog import open_image, photo_tile, show_opened_image
 from reverse_image_search.app.image_grid import Line, Tile, image_grid
@@ -69,6 +70,7 @@ def main() -> None:
         initial_sidebar_state="collapsed",
     )
     st.html(_STYLE)
+    restore_address()
     st.session_state.seen = observe()
     st.session_state.pop("version", None)
     st.title("Reverse image search", anchor=False)
@@ -112,8 +114,8 @@ def choose_view() -> str:
         required=True,
         bind="query-params",
         label_visibility="collapsed",
-        on_change=st.query_params.update,
-        args=({"page": "1"},),
+        on_change=put_in_address,
+        kwargs={"page": "1"},
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import streamlit as st
 from PIL import Image
 
+from reverse_image_search.app.address import number_in_address, put_in_address
 from reverse_image_search.app.browse import browsed_ids, short_names
 from reverse_image_search.app.image_grid import Look, Tile, image_grid
 from reverse_image_search.app.originals import DETAILED_SIDE, query_pixels
@@ -67,7 +68,7 @@ def choose_query(gallery: Gallery) -> None:
 def browse(gallery: Gallery) -> None:
     """The gallery's own images, by label, folder and text in the path, in order or shuffled."""
     label = folder = None
-    first_page = partial(st.query_params.update, {"page": "1"})
+    first_page = partial(put_in_address, page="1")
     if len(gallery.metadata.class_names) > 1:
         counts = gallery.label_counts()
         options = [EVERYTHING, *counts]
@@ -102,8 +103,8 @@ def choose(
         key=key,
         format_func=lambda option: (names or {}).get(option, option),
         bind="query-params",
-        on_change=st.query_params.update,
-        args=({"page": "1"},),
+        on_change=put_in_address,
+        kwargs={"page": "1"},
     )
     return None if chosen == options[0] else chosen
 
@@ -124,8 +125,8 @@ def shuffle_button() -> None:
     st.button(
         "Shuffle",
         icon=":material/shuffle:",
-        on_click=st.query_params.update,
-        args=({"page": "1", "shuffle": str(np.random.default_rng().integers(1, 10_000))},),
+        on_click=put_in_address,
+        kwargs={"page": "1", "shuffle": str(np.random.default_rng().integers(1, 10_000))},
     )
 
 
@@ -177,30 +178,20 @@ def page_button(label: str, side: Literal["left", "right"], page: int, pages: in
         icon=f":material/chevron_{side}:",
         icon_position=side,
         disabled=not 1 <= page <= pages,
-        on_click=st.query_params.update,
-        args=({"page": str(page)},),
+        on_click=put_in_address,
+        kwargs={"page": str(page)},
     )
-
-
-def number_in_address(key: str, default: int = 0) -> int:
-    """A positive number in the page's address, else `default`."""
-    text = st.query_params.get(key, "")
-    return int(text) if re.fullmatch(r"[1-9]\d{0,8}", text) else default
 
 
 def pick(gallery: Gallery, value: str) -> None:
     """Search with the image of `gallery` that was clicked on."""
     # The address names the gallery: in another one, the id may be a different image.
-    st.query_params.pop("region", None)
-    st.query_params.update({"query": value, "gallery": gallery.gallery_id})
+    put_in_address(query=value, gallery=gallery.gallery_id, region=None)
 
 
 def pick_region(region: str) -> None:
     """Search with part of the query image; all of it if `region` is empty."""
-    if region:
-        st.query_params["region"] = region
-    else:
-        st.query_params.pop("region", None)
+    put_in_address(region=region or None)
 
 
 def take_photo(widget: str, gallery: Gallery) -> None:
@@ -209,19 +200,17 @@ def take_photo(widget: str, gallery: Gallery) -> None:
     state.pop("photo", None)
     if file is None:  # removed by the visitor
         if st.query_params.get("query") == "photo":
-            del st.query_params["query"]
+            put_in_address(query=None)
         return
-    st.query_params.pop("region", None)
-    st.query_params["query"] = "photo"
     try:
         state.photo = read_image(file.getvalue())
         if gallery.metadata.is_photos:
             state.photo_in_detail = read_image(file.getvalue(), DETAILED_SIDE).pixels
+        state.photo_name, state.photo_digest = file.name, hashlib.sha256(file.getvalue()).digest()
+        state.crop, state.invert = True, has_light_background(state.photo.pixels)
     except ImageFileError as error:
         state.photo = f"{file.name}: {error}"
-        return
-    state.photo_name, state.photo_digest = file.name, hashlib.sha256(file.getvalue()).digest()
-    state.crop, state.invert = True, has_light_background(state.photo.pixels)
+    put_in_address(query="photo", region=None)
 
 
 def current_query(gallery: Gallery) -> Query:

@@ -68,7 +68,7 @@ def test_photo_is_made_like_the_gallery_and_finds_its_own_image(
     assert labels.count(gallery.images([11])[0].label) > len(labels) / 2
 
 
-def test_inversion_is_automatic_visible_and_reversible(
+def test_inversion_is_automatic_visible_and_reversible_and_back_keeps_it(
     open_page, gallery_pixels, found_by_server, on_disk
 ):
     data = encoded(_photo_of(gallery_pixels[11]), "PNG")
@@ -87,7 +87,15 @@ def test_inversion_is_automatic_visible_and_reversible(
         arg=before,
     )
     pixels = to_query(read_image(data).pixels, crop=True, invert=False)
-    assert [tile.id for tile in page.results] == found_by_server(pixels)[0]
+    expected = found_by_server(pixels)[0]
+    assert [tile.id for tile in page.results] == expected
+
+    page.pick("result", page.results[3].value)
+    page.page.go_back()
+
+    page.wait_for_query("coat.png")
+    expect(toggle).not_to_be_checked(timeout=PATIENCE)
+    assert [tile.id for tile in page.results] == expected
 
 
 def test_exact_copy_of_a_gallery_image_is_marked(open_page, gallery_pixels, on_disk):

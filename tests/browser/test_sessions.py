@@ -45,6 +45,26 @@ def test_clicks_that_overtake_each_other_end_at_the_last(open_page, query_of):
         page.end_click()
 
 
+def test_a_click_before_the_browser_knows_the_new_address_does_not_undo_the_one_before(
+    open_page, query_of
+):
+    """The address that comes with the second click still names the image before the first one."""
+    page = open_page()
+    switch = page.page.get_by_role("switch", name="Ids and sources").element_handle()
+    for index, pause in enumerate((0, 3, 5, 10, 20, 40, 80), start=1):  # milliseconds
+        page.start_click("query", f"test-{index}", *query_of(index))
+        page.page.evaluate(
+            "([element, pause]) => setTimeout(() => element.click(), pause)", [switch, pause]
+        )
+        page.page.wait_for_timeout(pause)
+        page.end_click()
+        page.wait_until_idle()
+        assert f"query=test-{index}&" in page.page.url
+        assert page.card.locator(".name").text_content() == query_of(index)[0]
+        assert [tile.id for tile in page.results] == query_of(index)[1]
+        assert all(len(tile.lines) == 2 + index % 2 for tile in page.results)  # the switch, too
+
+
 def test_ten_sessions_at_once_see_only_their_own_results(open_page, query_of, figure):
     pages = [open_page() for _ in range(SESSIONS)]
     choice = random.Random(0)

@@ -592,18 +592,6 @@ def test_light_ground_is_inverted_and_that_can_be_undone(gallery):
     assert _card(page) != inverted
 
 
-def test_settings_of_a_photo_outlive_a_look_at_another_query(gallery):
-    page = _upload(_open(), "boot.png", encoded(quadrants(), "PNG"))
-    page.toggle(key="crop").set_value(False).run()
-    page.query_params["query"] = "gallery-3"
-    page.run()
-    page.query_params["query"] = "photo"
-    page.run()
-
-    assert page.toggle(key="crop").value is False
-    assert "boot.png" in _card(page)
-
-
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [

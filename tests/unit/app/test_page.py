@@ -17,7 +17,7 @@ import streamlit as st
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from reverse_image_search import client as client_package
+from reverse_image_search.app import served
 from reverse_image_search.client import (
     Neighbors,
     RequestRejectedError,
@@ -156,7 +156,7 @@ def serve(tmp_path, monkeypatch):
 
     def patch(gallery):
         stub = type("Stub", (StubClient,), {"gallery": gallery})
-        monkeypatch.setattr(client_package, "Client", stub)
+        monkeypatch.setattr(served, "Client", stub)
         return gallery
 
     return patch
@@ -171,7 +171,7 @@ def gallery(tmp_path, serve):
 @pytest.fixture
 def server(gallery):
     """The stand-in that the page meets: set `failure`, `gallery` or its ids."""
-    return client_package.Client
+    return served.Client
 
 
 def _open(**address):

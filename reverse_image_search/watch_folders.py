@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from reverse_image_search.datasets.image_folder import Found, find_images, identify
+from reverse_image_search.datasets.image_finder import Found, find_images, identify
 from reverse_image_search.gallery import display_path
 
 _QUIET = 1.0  # seconds without a change that end a burst

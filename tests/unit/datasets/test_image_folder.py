@@ -12,11 +12,8 @@ import pytest
 from PIL import Image
 
 from reverse_image_search.datasets import DatasetError, DatasetOptions, LabeledImage
-from reverse_image_search.datasets.image_folder import (
-    ImageFolder,
-    find_images,
-    load_image_folder,
-)
+from reverse_image_search.datasets.image_finder import find_images
+from reverse_image_search.datasets.image_folder import ImageFolder, load_image_folder
 from reverse_image_search.gallery import Gallery, GalleryImage, GalleryMetadata
 from reverse_image_search.gallery_writer import (
     GalleryWriter,

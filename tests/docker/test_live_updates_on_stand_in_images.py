@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from reverse_image_search import contract
-from reverse_image_search.benchmark.live_updates import Load, UpdatedBuild, run_updates
+from reverse_image_search.benchmark.live_updates import Load, run_updates
+from reverse_image_search.benchmark.updated_build import UpdatedBuild
 from reverse_image_search.serving.live import wait_until_served
 from tests.docker.containers import SERVER_CONTAINER, START, Ports, docker
 from tests.running import run_script, wait_until

@@ -11,7 +11,8 @@ import pytest
 from tritonclient import grpc as grpc_client
 
 from reverse_image_search import contract, layout
-from reverse_image_search.benchmark.live_updates import Load, UpdatedBuild, run_updates
+from reverse_image_search.benchmark.live_updates import Load, run_updates
+from reverse_image_search.benchmark.updated_build import UpdatedBuild
 from reverse_image_search.client import Client
 from reverse_image_search.gallery import Gallery
 from reverse_image_search.serving.file_system import PublishingError

@@ -42,12 +42,13 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/lib/settings.sh"
 source "$LIB_DIR/python_environment.sh"
+source "$LIB_DIR/published_build.sh"
 source "$LIB_DIR/docker.sh"
 
 # docker_build_models [options]
 # The folders that the options name have the same paths in the container.
 docker_build_models() {
-  local option value folder
+  local option value folder target="$OUTPUT_DIR"
   local -A folders=(["$REPO_ROOT"]=1 ["$OUTPUT_DIR"]=1) read_only=()
   local -a options=(--output-dir="$OUTPUT_DIR") run=(run --rm --name "$BUILD_CONTAINER" --workdir "$REPO_ROOT")
   while (($#)); do
@@ -69,6 +70,7 @@ docker_build_models() {
       [[ $1 == *=* ]] || { value="${2-}" && shift; }
       value="$(realpath --canonicalize-missing -- "$value")"
       options+=("$option=$value")
+      [[ $option != --output-dir ]] || target="$value"
       [[ $option != --@(weights|labels) ]] || value="$(dirname "$value")"
       folders["$value"]=1
     else
@@ -93,6 +95,9 @@ docker_build_models() {
   check_not_running "$BUILD_CONTAINER" "docker stop $BUILD_CONTAINER"
   build_image build "It takes some minutes and 2 to 9 GB of disk, once."
   set_container_user build
+  find_what_container_serves "$target"
+  # A server of this build may start and stop until it is complete.
+  [[ $CONTAINER_SERVES == another && -z ${TRITON_URL-} ]] || unset CONTAINER_SERVES
   end_with_script "$BUILD_CONTAINER" 130
   "${COMPOSE[@]}" "${run[@]}" build "${options[@]}" <&0 &
   client=$!

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from reverse_image_search import layout
 from reverse_image_search.contract import GALLERY_ID_PARAMETER, MODELS, VECTOR_SIMILARITY
-from reverse_image_search.serving.local_server import run_file, running_pid
+from reverse_image_search.serving.local_server import served_repository
+from reverse_image_search.serving.supervisor import ADDRESS
 
 _PAUSE = 0.02  # seconds between two questions
 _TIMEOUT = 120  # seconds in which the largest index is read from a slow disk and warmed up
@@ -30,22 +31,24 @@ class NotServedError(Exception):
 def wait_until_served(output_dir: Path, url: str, timeout: float = _TIMEOUT) -> float | None:
     """Wait until the server at `url` answers with what was published: seconds that took.
 
-    None where no server runs there, or one of another gallery. A request that begins after this
-    returned is answered by the published versions.
+    None where no server runs there, or one of another folder or gallery. A request that begins
+    after this returned is answered by the published versions.
 
     Raises NotServedError after `timeout` seconds; the server then still serves the old versions.
     """
     start = time.monotonic()
+    is_ours = _is_ours(output_dir, url)
+    if is_ours is False:
+        return None
     while True:
         try:
             if all(_is_published(output_dir, _config(url, model.name)) for model in MODELS):
                 return time.monotonic() - start
-            if _is_foreign(output_dir, url):
+            if not is_ours and _is_foreign(output_dir, url):
                 return None
-        except socket.gaierror:  # in Compose's network, a service that does not run has no name
-            return None
-        except ConnectionRefusedError:
-            if not running_pid(run_file(urlsplit(url).port or 80)):  # it may be starting
+        except (ConnectionRefusedError, socket.gaierror):
+            # In Compose's network, a service that does not run has no name.
+            if not _is_ours(output_dir, url):  # else it is starting
                 return None
         except (OSError, http.client.HTTPException):
             pass  # busy, or a container that is starting
@@ -85,6 +88,19 @@ def _is_published(output_dir: Path, served: dict) -> bool:
     return layout.version_policy(versions[0]) in text and all(
         f'"{parameter["string_value"]}"' in text for parameter in served["parameters"].values()
     )
+
+
+def _is_ours(output_dir: Path, url: str) -> bool | None:
+    """Whether the server at `url`, running or starting, serves `output_dir`.
+
+    None where that is not known: no server of this project runs on this machine.
+    """
+    if in_container := os.environ.get("CONTAINER_SERVES"):  # from bin/lib/published_build.sh
+        return in_container == "this"
+    address = urlsplit(url)
+    is_local = address.hostname in (ADDRESS, "localhost")
+    served = served_repository(address.port or 80) if is_local else None
+    return None if served is None else served == (output_dir / layout.MODEL_REPO).resolve()
 
 
 def _is_foreign(output_dir: Path, url: str) -> bool:

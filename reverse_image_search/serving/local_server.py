@@ -123,6 +123,17 @@ def running_pid(run_file: Path, timeout: float = 0) -> int | None:
         time.sleep(POLL)
 
 
+def served_repository(http_port: int) -> Path | None:
+    """The model repository of the server that runs, or is being restarted, on `http_port`."""
+    with contextlib.suppress(LocalServerError, OSError, ValueError):
+        if pid := running_pid(run_file(http_port)):
+            process = Path(f"/proc/{pid}")
+            arguments = (process / "cmdline").read_bytes().split(b"\0")
+            named = arguments[arguments.index(b"--model-repository") + 1]
+            return (process / "cwd" / os.fsdecode(named)).resolve()
+    return None
+
+
 def _detach(run_file: Path, lock: TextIO, http_port: int) -> int:
     """Start a supervisor in the background and wait until its server is ready."""
     log_file = run_file.with_suffix(".log")

@@ -8,18 +8,34 @@ import json
 import os
 import shutil
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
+from reverse_image_search import contract, layout
 from reverse_image_search.gallery import GalleryFile, GalleryMetadata
 from reverse_image_search.gallery_writer import write_gallery
 from reverse_image_search.layout import gallery_file
-from tests.running import REPO_ROOT, free_ports, run_script, script_environment, skip_or_fail
+from tests.docker.containers import SERVER_CONTAINER
+from tests.running import (
+    REPO_ROOT,
+    free_ports,
+    run_script,
+    script_environment,
+    skip_or_fail,
+    wait_until,
+)
+from tests.unit.serving.text_builds import publish
 
 # A command fails with the text in failures/<command>; a Compose command is named without `compose`
-# and its options. The file `answers/<command>` has what a command prints.
+# and its options. The file `answers/<command>` has what a command prints. <command> is the first
+# word, the first two, or the first and the last one, which is a container's name.
 FAKE_DOCKER = """#!/usr/bin/env python3
 import json, os, pathlib, sys
 home = pathlib.Path(__file__).parent
@@ -34,11 +50,12 @@ if is_compose:
         del arguments[:2]
 with (home / "calls").open("a") as calls:
     calls.write(json.dumps([is_compose, arguments, dict(os.environ), files]) + "\\n")
-for name in (arguments[0], "-".join(arguments[:2])):
+first, last = arguments[0], arguments[-1]
+for name in (f"{first}-{last}", "-".join(arguments[:2]), first):
     if (home / "failures" / name).exists():
         sys.exit((home / "failures" / name).read_text())
     if (home / "answers" / name).exists():
-        print((home / "answers" / name).read_text())
+        sys.exit(print((home / "answers" / name).read_text()))
 """
 
 GPU_SCRIPT = "start_inference_server_gpu.sh"
@@ -101,6 +118,10 @@ class FakeDocker:
             for is_compose, *call in map(json.loads, lines)
             if is_compose and call[0][0] == command
         ]
+
+    def server_container(self, status: str, output_dir: Path) -> None:
+        """Have the server's container exist, and mount the models in `output_dir`."""
+        self.answers(f"container-{SERVER_CONTAINER}", f"{status} {output_dir / 'model_repo'}")
 
     def up(self) -> Call:
         """The one call of `docker compose up`."""
@@ -287,6 +308,55 @@ def test_build_refuses_a_folder_that_cannot_be_mounted(
     assert result.returncode == 1
     assert "its name has a colon" in result.stderr
     assert not fake_docker.compose_calls("run")
+
+
+def test_build_knows_of_a_server_of_another_folder(fake_docker: FakeDocker, tmp_path: Path) -> None:
+    """It would wait in vain for it where the folder of the build is a copy of the served one."""
+    copy, link = tmp_path / "copy", tmp_path / "link"
+    shutil.copytree(fake_docker.output_dir, copy)
+    link.symlink_to(fake_docker.output_dir)
+    fake_docker.server_container("running", fake_docker.output_dir)
+    fake_docker.run_script("build_models.sh", f"--output-dir={copy}")
+    fake_docker.run_script("build_models.sh", OUTPUT_DIR=str(link))
+
+    calls = fake_docker.compose_calls("run")
+    known = [call.environment.get("CONTAINER_SERVES") for call in calls]
+    assert known == ["another", None]
+    assert "CONTAINER_SERVES: another\n" in compose_config(
+        "--profile", "build", CONTAINER_SERVES="another"
+    )
+
+
+def test_previous_waits_for_a_container_that_the_engine_starts_again(
+    fake_docker: FakeDocker, tmp_path: Path
+) -> None:
+    output_dir = tmp_path / "two builds"
+    publish(output_dir, "old")
+    publish(output_dir, "new")
+    fake_docker.server_container("restarting", output_dir)
+    for model in contract.MODELS:
+        answer = tmp_path / "web" / "v2" / "models" / model.name / "config"
+        answer.parent.mkdir(parents=True)
+        policy = {"specific": {"versions": [3]}}
+        served = {"name": model.name, "version_policy": policy, "parameters": {}}
+        answer.write_text(json.dumps(served))
+
+    with ThreadPoolExecutor() as pool:
+        rolling_back = pool.submit(
+            fake_docker.run_script, CPU_SCRIPT, "--previous", OUTPUT_DIR=str(output_dir)
+        )
+        config = output_dir / "model_repo" / "image_encoder" / "config.pbtxt"
+        wait_until(lambda: layout.version_policy(3) in config.read_text(), "published", 60)
+        time.sleep(0.5)  # in which it finds nobody at the port
+        address = ("127.0.0.1", int(fake_docker.variables["TRITON_HTTP_PORT"]))
+        handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
+        with ThreadingHTTPServer(address, handler) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            result = rolling_back.result()
+            server.shutdown()
+
+    assert result.returncode == 0, result.stderr
+    assert "took it over" in result.stdout
 
 
 def test_app_without_a_gallery_says_how_to_build_one(fake_docker: FakeDocker) -> None:

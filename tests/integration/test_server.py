@@ -14,8 +14,9 @@ from torch import nn
 
 from reverse_image_search import contract
 from reverse_image_search.client import Client, RequestRejectedError, ServerNotReadyError
-from reverse_image_search.layout import MODEL_FILENAME, config_file, version_folder
+from reverse_image_search.layout import MODEL_FILENAME, config_file, version_folder, version_policy
 from reverse_image_search.serving.export import write_model_files
+from reverse_image_search.serving.live import wait_until_served
 from reverse_image_search.serving.model_config import ServerSettings, model_config
 from reverse_image_search.serving.publishing import staging
 from tests.running import open_url, wait_until
@@ -40,6 +41,19 @@ def get(url: str) -> tuple[int, bytes]:
 )
 def test_ready_endpoints(triton, path):
     assert get(triton.url + path)[0] == 200
+
+
+def test_the_server_is_not_waited_for_by_who_publishes_in_a_copy_of_its_folder(
+    triton, small_build, tmp_path
+):
+    copy, link = tmp_path / "copy", tmp_path / "link"
+    shutil.copytree(small_build, copy)
+    config = config_file(copy / "model_repo", "vector_similarity")
+    config.write_text(config.read_text().replace(version_policy(1), version_policy(2)))
+    link.symlink_to(small_build)
+
+    assert wait_until_served(copy, triton.url, timeout=1) is None
+    assert wait_until_served(link, triton.url) is not None
 
 
 def test_metadata_is_the_contract(client, gallery_embeddings):

@@ -69,8 +69,12 @@ start_inference_server() {
 
 # Publishes what was served before. Fails where a server runs, which then serves it already.
 roll_back() {
-  local code=0 no_server=4
-  run_module serving.roll_back "$OUTPUT_DIR" "http://${BIND_ADDRESS/#0.0.0.0/127.0.0.1}:$TRITON_HTTP_PORT" || code=$?
+  local code=0 no_server=4 address=127.0.0.1
+  if [[ $RUNTIME == docker ]]; then
+    address="${BIND_ADDRESS/#0.0.0.0/127.0.0.1}"
+    find_what_container_serves "$OUTPUT_DIR"
+  fi
+  run_module serving.roll_back "$OUTPUT_DIR" "http://$address:$TRITON_HTTP_PORT" || code=$?
   ((code == 0 || code == no_server)) || exit 1
   ((code == no_server))
 }

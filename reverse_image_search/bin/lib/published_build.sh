@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# The check of a build, by modules that need no packages. Source it after python_environment.sh.
+# The check of a build, by modules that need no packages, and what containers have to do with it.
+# Source it after python_environment.sh.
 
 # Finishes what a killed build left half published, then checks every file that it wrote.
 verify_build() {
@@ -29,6 +30,20 @@ use_image_with_packages() {
   export TRITON_REQUIREMENTS="${files[*]}"
   build_image triton-packages "It takes a minute and 0.5 GB of disk, once."
   export TRITON_IMAGE=reverse_image_search-triton-packages
+}
+
+# Sets CONTAINER_SERVES for serving/live.py: whether the server's container, running or about to be
+# started again by the engine, serves "this" build, in the folder $1, or "another"; empty without one.
+find_what_container_serves() {
+  local status folder
+  read -r status folder <<<"$(inspect "$SERVER_CONTAINER" \
+    '{{.State.Status}} {{range .Mounts}}{{if eq .Destination "/models"}}{{.Source}}{{end}}{{end}}')"
+  folder="${folder#/host_mnt}" # before the path in Docker Desktop
+  export CONTAINER_SERVES=""
+  [[ $status == @(running|restarting) ]] || return 0
+  CONTAINER_SERVES=this
+  # An engine on another machine has folders that are not here.
+  [[ ! -e $folder || $folder -ef $1/model_repo ]] || CONTAINER_SERVES=another
 }
 
 # run_module MODULE ARGUMENT...: runs one that needs no packages, with any Python: the docker

@@ -448,3 +448,20 @@ def test_a_script_called_by_a_relative_path_works(tmp_path):
 
     assert result.returncode == 1
     assert f"There are no models in {tmp_path}/model_repo" in result.stderr
+
+
+def test_container_ends_with_its_script_when_a_signal_meets_the_end_of_that():
+    """As Ctrl-C does, which ends the script's own `docker logs`, and demo.sh then ends the script.
+
+    Bash does nothing more of an EXIT trap once the trap of a signal says `exit`.
+    """
+    lib = BIN / "lib"
+    code = f"""
+        set -euo pipefail; source {lib}/settings.sh; source {lib}/docker.sh
+        removing=0
+        remove_container() {{ ((removing++)) || kill -TERM $$; echo "removed $1"; }}
+        end_with_script app 7
+    """
+    result = subprocess.run(["bash", "-p", "-c", code], capture_output=True, text=True, timeout=30)
+
+    assert (result.stdout, result.stderr, result.returncode) == ("removed app\n", "", 7)

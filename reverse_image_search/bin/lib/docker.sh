@@ -54,11 +54,12 @@ check_not_running() {
   esac
 }
 
-# end_with_script CONTAINER CODE: the container ends with this script, a signal ends it with CODE.
+# end_with_script CONTAINER CODE: the container ends with this script, a signal ends it with CODE. A
+# signal may come while the EXIT trap begins, where an `exit` would leave the rest of that undone.
 # shellcheck disable=SC2064 # expands now
 end_with_script() {
   trap "remove_container $1" EXIT
-  trap "exit $2" INT TERM HUP
+  trap "remove_container $1; trap - EXIT; exit $2" INT TERM HUP
 }
 
 # start_service SERVICE CONTAINER DETACH: returns when it is healthy; DETACH=1: it then lives on.

@@ -196,7 +196,8 @@ def build(options: Namespace, folder: Path, kept: Kept) -> None:
         publish_gallery(writer.path, layout.gallery_file(folder), KEEP_VERSIONS)
 
     if not kept.is_update:
-        write_configs(folder, metadata, embeddings.shape[1], options.top_k, index_spec, index_name)
+        sizes, threads = (embeddings.shape[1], options.top_k), ENCODERS[options.encoder].threads
+        write_configs(folder, metadata, *sizes, index_spec, index_name, threads)
     _print_summary(folder, metadata, gallery, score)
 
 

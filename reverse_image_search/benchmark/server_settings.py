@@ -21,17 +21,19 @@ from reverse_image_search.benchmark.load_generator import query_tensors
 from reverse_image_search.benchmark.measurements import describe_machine, measure_load
 from reverse_image_search.benchmark.servers import local_server
 from reverse_image_search.command_line import make_parser, print_table
-from reverse_image_search.layout import ENSEMBLE_REPO, MODEL_REPO, config_file
+from reverse_image_search.layout import ENSEMBLE_REPO, MODEL_REPO, config_file, version_folder
 from reverse_image_search.serving.model_config import ServerSettings, model_config
 
 _RUNS = [("two_calls", 1), ("two_calls", 32), ("two_calls", 64), ("one_call", 1), ("one_call", 64)]
-_AS_BUILT, _TWO_INSTANCES = ServerSettings(), ServerSettings(instance_count=2)
+_DEFAULT, _TWO_INSTANCES = ServerSettings(), ServerSettings(instance_count=2)
+_TWO_THREADS = ServerSettings(intra_op_threads=2)
 SETTINGS = {  # name: settings of image_encoder and of vector_similarity
-    "as built": (_AS_BUILT, _AS_BUILT),
-    "2 encoders": (_TWO_INSTANCES, _AS_BUILT),
-    "2 similarities": (_AS_BUILT, _TWO_INSTANCES),
+    "defaults": (_DEFAULT, _DEFAULT),
+    "2 encoders": (_TWO_INSTANCES, _DEFAULT),
+    "2 similarities": (_DEFAULT, _TWO_INSTANCES),
     "2 of both": (_TWO_INSTANCES, _TWO_INSTANCES),
-    "2 threads each": (ServerSettings(intra_op_threads=2),) * 2,
+    "2 threads each": (_TWO_THREADS, _TWO_THREADS),
+    "2 threads of the encoder": (_TWO_THREADS, _DEFAULT),
     "wait 0.5 ms for a batch": (ServerSettings(max_queue_delay=500),) * 2,
     "no batching": (ServerSettings(dynamic_batching=False),) * 2,
 }
@@ -61,9 +63,11 @@ def _copy_repositories(
     output_dir: Path, folder: Path, settings: tuple[ServerSettings, ServerSettings]
 ) -> list[Path]:
     """A build's two model repositories, its models under other settings."""
-    repositories = [
-        shutil.copytree(output_dir / name, folder / name) for name in (MODEL_REPO, ENSEMBLE_REPO)
-    ]
+    repositories = [folder / MODEL_REPO, folder / ENSEMBLE_REPO]
+    shutil.copytree(output_dir / ENSEMBLE_REPO, repositories[1])
+    for model in contract.MODELS:
+        served = version_folder(output_dir / MODEL_REPO, model.name)
+        shutil.copytree(served, version_folder(repositories[0], model.name))
     encoder, similarity = load_models(output_dir)
     images = torch.from_numpy(query_tensors(output_dir, 1))
     with torch.inference_mode():

@@ -32,6 +32,7 @@ _EFFICIENTNET_LITE0 = EncoderSpec(
     input_size=(SIDE, SIDE),
     is_grayscale=False,
     license="Apache-2.0",
+    threads=2,
 )
 
 ENCODERS = {

@@ -39,4 +39,5 @@ class EncoderSpec:
     quality_gate: Mapping[str, float] = field(default_factory=dict)  # see `check_quality`
     quality_variant: str | None = None  # name of the encoder that ``--quality`` uses instead
     quick_variant: str | None = None  # and ``--quick``
+    threads: int = 1  # of one call; more for one that takes much longer than the index
     export_tolerance: float = 1e-5  # allowed difference between exported encoder and module

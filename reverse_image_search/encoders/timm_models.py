@@ -24,6 +24,7 @@ def timm_encoder(name: str, model: str, license: str = "Apache-2.0") -> EncoderS
         input_size=(SIDE, SIDE),
         is_grayscale=False,
         license=license,
+        threads=2,
         export_tolerance=5e-4,  # its attention is computed in another order than in eager mode
     )
 

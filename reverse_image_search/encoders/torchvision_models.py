@@ -29,6 +29,7 @@ def torchvision_encoder(name: str, weights: str, license: str = "BSD-3-Clause") 
         input_size=(_SIDE, _SIDE),
         is_grayscale=False,
         license=license,
+        threads=2,
         export_tolerance=1e-4,  # scripts and traces differ in rounding
     )
 

@@ -136,15 +136,23 @@ def write_configs(
     top_k: int,
     index: IndexSpec,
     index_name: str = "",
+    encoder_threads: int = 1,
 ) -> None:
-    """Write the configurations of a build into its model repositories, which are in `folder`."""
+    """Write the configurations of a build into its model repositories, which are in `folder`.
+
+    Where both models share a process, as in Triton's libtorch backend, one of their two numbers of
+    threads holds for it; either is right.
+    """
     encoder_id = {contract.ENCODER_ID_PARAMETER: metadata.encoder_id}
     identity = {**encoder_id, contract.GALLERY_ID_PARAMETER: metadata.gallery_id}
     image_dims = (3, metadata.encoder_height, metadata.encoder_width)
     config_of = partial(model_config, embedding_dim=embedding_dim, top_k=top_k)
     texts = {
         contract.IMAGE_ENCODER: config_of(
-            contract.IMAGE_ENCODER, example_dims=image_dims, parameters=encoder_id
+            contract.IMAGE_ENCODER,
+            example_dims=image_dims,
+            parameters=encoder_id,
+            settings=ServerSettings(intra_op_threads=encoder_threads),
         ),
         contract.VECTOR_SIMILARITY: config_of(
             contract.VECTOR_SIMILARITY,

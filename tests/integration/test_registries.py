@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reverse_image_search import build_models, layout
+from reverse_image_search import build_models, contract, layout
 from reverse_image_search.client import Client
 from reverse_image_search.datasets import (
     DATASETS,
@@ -65,6 +65,7 @@ def toys(monkeypatch):
             input_size=(8, 8),
             is_grayscale=False,
             license="CC0-1.0",
+            threads=2,
         ),
     )
     monkeypatch.setitem(INDEXES, "one_by_one", IndexSpec(build=OneByOne))
@@ -89,3 +90,6 @@ def test_toys_are_built_served_and_searched(
     length = (255**2 + 2 * 100**2) ** 0.5
     expected = [455 / 3**0.5 / length, 255 / length, 100 / length, 100 / length]
     np.testing.assert_allclose(neighbors.scores[0], expected, atol=1e-6)
+    for model, threads in ((contract.IMAGE_ENCODER, "2"), (contract.VECTOR_SIMILARITY, "1")):
+        parameters = client.model_config(model.name)["parameters"]
+        assert parameters["INTRA_OP_THREAD_COUNT"]["string_value"] == threads

@@ -33,6 +33,10 @@ from tests.running import (
     stop_server,
 )
 
+# A process that is forked while gRPC polls may die of gRPC's handling of forks before it becomes
+# another program, as pexpect's do. Read when gRPC is imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
 # Three passes: after one, the embeddings lie so close that many neighbors are ties.
 SMALL_BUILD = ("--limit", "3000", "--epochs", "3")
 PACKAGE = REPO_ROOT / "reverse_image_search"
